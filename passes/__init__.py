@@ -1,0 +1,1 @@
+"""Graph passes: each file one rewrite, graph in, graph out."""

@@ -1,0 +1,121 @@
+"""What an artifact says about itself: the JSON under the key ``sptrace`` of the ONNX metadata.
+
+Torch-free: the compiler writes it, the runtime reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sptrace.errors import SptraceError
+
+METADATA_KEY = "sptrace"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a photograph becomes the network's input.
+
+    Arguments:
+        size: height and width of the input in pixels.
+        resize: length in pixels to which the photograph's shorter side is scaled before the centre crop to `size`;
+            None squeezes the whole photograph into `size`.
+        interpolation: "bilinear", "bicubic", "lanczos" or "nearest", as Pillow does it (antialiased).
+        input_range: the values of black and white in the `image` input of the artifact.
+        mean, std: per channel, of pixels in [0, 1]; what the network was trained with. The artifact applies them itself.
+            None: the network takes `image` as it is.
+    """
+
+    size: tuple[int, int]
+    resize: int | None = None
+    interpolation: str = "bilinear"
+    input_range: tuple[float, float] = (-1.0, 1.0)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class GateCount:
+    """How many nodes of one kind were softened alike."""
+
+    kind: str
+    rule: str
+    tau: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The largest errors found for one batch size.
+
+    Attributions: the largest absolute difference, divided by the largest absolute value of the reference.
+    Logits: likewise.
+    """
+
+    batch: int
+    attribution_to_module: float
+    logits_to_module: float
+    attribution_to_eager: float
+    logits_to_eager: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the compiler measured before it let go of the file."""
+
+    tolerance: float
+    onnxruntime: str
+    torch: str
+    batches: tuple[Measured, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything an artifact says about itself."""
+
+    version: str
+    program: str
+    network: str
+    weights: str
+    parameters: int
+    classes: int
+    preprocessing: Preprocessing
+    preset: str
+    gates: tuple[GateCount, ...]
+    labels: tuple[str, ...] | None = None
+    verification: Verification | None = None
+    format: int = field(default=FORMAT)
+
+    def to_json(self) -> str:
+        """The description as one line of JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> Description:
+        """Read a description back.
+
+        Raises:
+            SptraceError: the text was written by a newer sptrace, or is damaged.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data["format"] > FORMAT:
+                raise SptraceError(
+                    f"the artifact was written by sptrace {data['version']}, whose format this sptrace does not know: upgrade sptrace"
+                )
+            preprocessing = Preprocessing(**_tuples(data.pop("preprocessing")))
+            gates = tuple(GateCount(**gate) for gate in data.pop("gates"))
+            verification = data.pop("verification")
+            if verification is not None:
+                batches = tuple(Measured(**batch) for batch in verification.pop("batches"))
+                verification = Verification(**verification, batches=batches)
+            return Description(**_tuples(data), preprocessing=preprocessing, gates=gates, verification=verification)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SptraceError(f"the artifact's description is damaged ({error}): compile it again") from error
+
+
+def _tuples(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}

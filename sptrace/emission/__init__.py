@@ -1,0 +1,1 @@
+"""From a torch.fx graph of ATen ops to one ONNX file."""

@@ -1,0 +1,1 @@
+"""The adjoint: a table of transposition rules, and the walk that applies them."""

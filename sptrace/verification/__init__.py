@@ -1,0 +1,1 @@
+"""Is the file right? The ONNX program against torch.fx and against an independent eager implementation."""
