@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from sptrace.cli import explain, inspect
 from sptrace.errors import SptraceError
@@ -14,18 +16,31 @@ from sptrace.errors import SptraceError
 app = typer.Typer(
     name="sptrace",
     help="Compile a vision network's explanation into one ONNX file, and run it.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("explain")(explain.explain)
 app.command("inspect")(inspect.inspect)
 
+# Typer exports one of the errors for a mistyped command line; its base is what they have in common.
+UsageError: type[Any] = typer.BadParameter.__bases__[0]
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake becomes one line on standard error and exit status 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app(args=arguments)
+        sys.exit(app(args=arguments or ["--help"], prog_name="sptrace", standalone_mode=False))
     except SptraceError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {error}")
-        sys.exit(2)
+        _fail(str(error))
+    except UsageError as error:
+        _fail(error.format_message())
+    except typer.Abort:
+        sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    """Print one line and exit. It is no rich markup: square brackets in it are meant."""
+    line = Text.assemble(("error: ", "bold red"), " ".join(message.split()))
+    Console(stderr=True, soft_wrap=True, highlight=False).print(line)
+    sys.exit(2)

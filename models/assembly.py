@@ -1,0 +1,64 @@
+"""The last step of every source: the network is frozen, tried once, and recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sptrace.artifact import Preprocessing
+from sptrace.errors import SptraceError
+from sptrace.models import labels
+from sptrace.models.libraries import first_line, quiet
+from sptrace.models.network import Network
+
+
+@contextmanager
+def at_size(model: str, size: tuple[int, int]) -> Iterator[None]:
+    """Wrap whatever may refuse an input size: building the architecture, running it.
+
+    Raises:
+        SptraceError: in place of the errors with which networks refuse.
+    """
+    try:
+        with quiet():
+            yield
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        height, width = size
+        raise SptraceError(
+            f"{model} does not take pictures of {height} x {width} pixels ({first_line(error)}): "
+            "choose another --size"
+        ) from error
+
+
+def assemble(
+    module: nn.Module,
+    *,
+    model: str,
+    preprocessing: Preprocessing,
+    weights: str,
+    named: Callable[[int], tuple[str, ...] | None] = labels.for_classes,
+) -> Network:
+    """Freeze a network, see that it is an image classifier, and record it.
+
+    Arguments:
+        module: with its weights loaded.
+        model: as the user wrote it.
+        preprocessing: as in the record.
+        weights: where they came from.
+        named: gives the names for a number of classes.
+
+    Raises:
+        SptraceError: the module does not run at its size, or gives something else than [N, classes].
+    """
+    module.eval().requires_grad_(False)
+    with at_size(model, preprocessing.size), torch.no_grad():
+        output = module(torch.zeros(1, 3, *preprocessing.size))
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        gives = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise SptraceError(
+            f"{model} is no image classifier: for one picture it gives {gives}, not [1, classes]"
+        )
+    return Network(module, model, preprocessing, named(output.shape[1]), weights)

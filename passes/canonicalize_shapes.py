@@ -1,0 +1,40 @@
+"""Every op that only gives numbers another shape becomes one `reshape` with a literal shape."""
+
+from __future__ import annotations
+
+from torch import fx, ops
+
+from sptrace.graph import GraphBuilder, shape
+
+aten = ops.aten
+
+RESHAPES = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+}
+
+
+def canonicalize_shapes(module: fx.GraphModule) -> int:
+    """Replace the view family by `reshape`, the batch written as -1; returns how many.
+
+    Before:  n = sym_size(x, 0); y = view(x, [n, 64, 49]); z = flatten(y, 1)
+    After:   y = reshape(x, [-1, 64, 49]); z = reshape(y, [-1, 3136])
+
+    An op whose result has two sizes that depend on the batch is left as it is.
+    """
+    builder = GraphBuilder(module)
+    count = 0
+    for node in list(module.graph.nodes):
+        if node.target not in RESHAPES or shape(node).count(-1) > 1:
+            continue
+        with builder.replacing(node):
+            builder.replace(node, builder.reshape(node.args[0], shape(node)))
+        count += 1
+    return count

@@ -1,0 +1,82 @@
+"""Batch norms in eval mode are affine maps per channel; most vanish into the convolution before them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from sptrace.errors import UnsupportedError
+from sptrace.graph import GraphBuilder, parameter, value
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
+
+
+def fold_batch_norms(module: fx.GraphModule) -> int:
+    """Rewrite batch norms; returns how many.
+
+    scale = weight / sqrt(running_var + eps) and shift = bias - running_mean scale, computed in float64.
+
+    1. batch_norm(conv(x, w, b)), the convolution read by nothing else  ->  conv(x, w scale, b scale + shift)
+    2. batch_norm(x) otherwise                                         ->  x scale + shift
+
+    The pullback is taken afterwards, so the folded weights serve both directions.
+    """
+    builder = GraphBuilder(module)
+    norms = [node for node in module.graph.nodes if node.target == aten.batch_norm.default]
+    for norm in norms:
+        scale, shift = _affine(module, norm)
+        source = norm.args[0]
+        if source.target in CONVOLUTIONS and len(source.users) == 1 and _constant_weights(source):
+            with builder.replacing(norm):
+                builder.replace(norm, _fold(builder, source, scale, shift))
+        else:
+            with builder.replacing(norm):
+                sizes = [1, -1] + [1] * (value(norm).ndim - 2)
+                path = norm.meta["path"] or norm.name
+                factor = builder.constant(f"{path}.scale", scale.reshape(sizes).float())
+                offset = builder.constant(f"{path}.shift", shift.reshape(sizes).float())
+                scaled = builder.call(aten.mul.Tensor, source, factor)
+                builder.replace(norm, builder.call(aten.add.Tensor, scaled, offset))
+    module.graph.eliminate_dead_code()
+    return len(norms)
+
+
+def _affine(module: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
+    """Scale and shift per channel, float64."""
+    _, weight, bias, mean, variance, training, _, eps, *_ = norm.args
+    if training or mean is None or variance is None:
+        raise UnsupportedError(
+            f"the batch norm {norm.meta['path']!r} uses the statistics of its batch: "
+            "one picture's explanation would depend on the others; use running statistics (track_running_stats=True, eval mode)"
+        )
+    scale = 1.0 / torch.sqrt(parameter(module, variance).double() + eps)
+    if weight is not None:
+        scale = scale * parameter(module, weight).double()
+    shift = -parameter(module, mean).double() * scale
+    if bias is not None:
+        shift = shift + parameter(module, bias).double()
+    return scale, shift
+
+
+def _constant_weights(convolution: fx.Node) -> bool:
+    return all(argument.op == "get_attr" for argument in convolution.all_input_nodes[1:])
+
+
+def _fold(builder: GraphBuilder, convolution: fx.Node, scale: Tensor, shift: Tensor) -> fx.Node:
+    x, weight, *rest = convolution.args
+    bias, options = (rest[0], rest[1:]) if rest else (None, [])
+    data = parameter(builder.module, weight).double()
+    folded_weight = data * scale.reshape([-1] + [1] * (data.ndim - 1))
+    folded_bias = shift if bias is None else parameter(builder.module, bias).double() * scale + shift
+    path = convolution.meta["path"] or convolution.name
+    with builder.origin(convolution, adjoint=False):
+        return builder.call(
+            convolution.target,
+            x,
+            builder.constant(f"{path}.folded_weight", folded_weight.float()),
+            builder.constant(f"{path}.folded_bias", folded_bias.float()),
+            *options,
+            **{key: option for key, option in convolution.kwargs.items() if key != "bias"},
+        )

@@ -1,0 +1,35 @@
+"""Ops that change nothing in eval mode are removed."""
+
+from __future__ import annotations
+
+from torch import fx, ops
+
+from sptrace.errors import UnsupportedError
+from sptrace.graph import GraphBuilder
+
+aten = ops.aten
+
+DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
+COPIES = {aten.contiguous.default, aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default}
+
+
+def remove_identities(module: fx.GraphModule) -> int:
+    """Remove dropout and copies; returns how many.
+
+    Before:  y = dropout(x, 0.2, False); z = linear(y, w)
+    After:   z = linear(x, w)
+
+    A dropout that is active all the same (F.dropout without `training=`) raises UnsupportedError: the network is random.
+    """
+    builder = GraphBuilder(module)
+    count = 0
+    for node in list(module.graph.nodes):
+        if node.target in DROPOUTS and node.args[2]:
+            raise UnsupportedError(
+                f"dropout is active although the network is in eval mode ({node.meta.get('source', 'source unknown')}): "
+                "pass training=self.training to it"
+            )
+        if node.target in DROPOUTS | COPIES:
+            builder.replace(node, node.args[0])
+            count += 1
+    return count

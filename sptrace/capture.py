@@ -1,0 +1,149 @@
+"""From an nn.Module to a torch.fx graph of ATen ops with a dynamic batch."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from sptrace.errors import SptraceError, UnsupportedError
+from sptrace.graph import place
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<text>[^\n]*)')
+
+
+def capture(module: nn.Module, example: Tensor) -> fx.GraphModule:
+    """Trace `module` with torch.export into a graph of ATen ops.
+
+    Arguments:
+        module: in eval mode; takes float32 [N, 3, H, W], gives logits [N, classes].
+        example: float32 [N, 3, H, W]; only its shape counts.
+
+    Returns:
+        A graph module with the input "image" and one output, the logits. Parameters are constants under their own
+        names. Nodes carry the metadata that `sptrace.graph` describes.
+
+    Raises:
+        SptraceError: the network is in train mode, or the example is no batch of images.
+        UnsupportedError: the network cannot be traced, or fixes the batch size.
+    """
+    check(module, example)
+    # A batch of one would be taken for a constant; two stand for any number.
+    batch = torch.cat([example.detach()] * 2)[:2].contiguous()
+    try:
+        with _quiet():
+            exported = torch.export.export(
+                module, (batch,), dynamic_shapes=({0: Dim("batch")},), strict=False, prefer_deferred_runtime_asserts_over_guards=True
+            )
+    except Exception as error:  # torch.export raises whatever the network's own code raises under tracing
+        raise UnsupportedError(_why_export_failed(error)) from error
+    return _import_graph(exported)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export reports what it dislikes twice: by printing and logging the whole graph, and by the error that we turn into one line."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+def check(module: nn.Module, example: Tensor) -> None:
+    """Refuse what cannot be compiled before any time is spent on it."""
+    training = next((name or type(module).__name__ for name, child in module.named_modules() if child.training), None)
+    if module.training:
+        raise SptraceError("the network is in train mode, where dropout and batch norm differ: call .eval() on it first")
+    if training is not None and not isinstance(module, torch.fx.GraphModule):
+        raise SptraceError(f"the network's module {training!r} is in train mode: call .eval() on the whole network first")
+    if not isinstance(example, Tensor) or example.ndim != 4 or example.dtype != torch.float32 or len(example) == 0:
+        given = f"{tuple(example.shape)} {example.dtype}" if isinstance(example, Tensor) else type(example).__name__
+        raise SptraceError(f"the example must be a float32 tensor of shape [N, 3, H, W], not {given}")
+
+
+def _why_export_failed(error: Exception) -> str:
+    text = str(error)
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    if "data-dependent" in text or "Could not guard" in text:
+        where = _FRAME.findall(text)
+        place_ = f" at {where[-1][0]}:{where[-1][1]}" if where else ""
+        return (
+            f"the network branches on the values of a tensor{place_}, which no fixed graph can do: "
+            "replace the branch by torch.where, or compile the part of the network without it"
+        )
+    if "batch" in text and ("specialized" in text or "Constraints violated" in text):
+        return (
+            "the network fixes the batch size (a reshape or an index with a constant in place of x.shape[0]): "
+            f"make it work for any batch, then compile again; torch.export says: {first}"
+        )
+    return f"torch.export cannot trace the network: {first}"
+
+
+def _import_graph(exported: ExportedProgram) -> fx.GraphModule:
+    """Copy the exported graph: parameters become constants, the one user input becomes "image"."""
+    module = fx.GraphModule(nn.Module(), fx.Graph())
+    graph = module.graph
+    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    copied: dict[fx.Node, fx.Node] = {}
+    constants: dict[str, fx.Node] = {}
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            spec = specs[node.name]
+            if spec.kind == InputKind.USER_INPUT:
+                new = graph.placeholder("image")
+            else:
+                new = constants.get(spec.target) or graph.get_attr(place(module, spec.target, _data(exported, spec.target)))
+                constants[spec.target] = new
+        elif node.op == "output":
+            graph.output(copied[_logits(exported, node)])
+            continue
+        else:
+            new = graph.node_copy(node, lambda argument: copied[argument])
+        new.meta = _meta(node)
+        copied[node] = new
+    module.recompile()
+    return module
+
+
+def _data(exported: ExportedProgram, name: str) -> Tensor:
+    data = exported.state_dict[name] if name in exported.state_dict else exported.constants[name]
+    assert isinstance(data, Tensor)
+    return data
+
+
+def _logits(exported: ExportedProgram, output: fx.Node) -> fx.Node:
+    results = [node for node in output.args[0] if isinstance(node, fx.Node)]  # type: ignore[union-attr]
+    if len(results) != 1:
+        raise UnsupportedError(f"the network returns {len(results)} tensors: wrap it so that it returns the logits alone")
+    logits = results[0].meta["val"]
+    if logits.ndim != 2 or isinstance(logits.shape[0], int) or not logits.dtype.is_floating_point:
+        raise UnsupportedError(
+            f"the network returns {list(logits.shape)}, not one row of logits a picture [N, classes]: wrap it so that it does"
+        )
+    return results[0]
+
+
+def _meta(node: fx.Node) -> dict[str, Any]:
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    meta: dict[str, Any] = {"path": stack[-1][0] if stack else "", "adjoint": False}
+    if "val" in node.meta:
+        meta["val"] = node.meta["val"]
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [frame for frame in frames if "/torch/nn/" not in frame[0]] or frames
+    if own:
+        file, line, text = own[-1]
+        meta["source"] = f"{file}:{line}: {text.strip()}"
+    return meta

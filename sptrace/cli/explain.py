@@ -1,0 +1,136 @@
+"""`sptrace explain`: a photograph in, a picture of its explanation out."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from sptrace import photo, picture, runtime
+from sptrace.errors import SptraceError
+from sptrace.files import replacing, require_writable
+from sptrace.runtime import Explainer, Explanation
+
+
+def explain(
+    artifact: Annotated[Path, typer.Argument(help="ONNX file written by `sptrace compile`.")],
+    photograph: Annotated[Path, typer.Argument(metavar="PHOTO", help="The photograph to explain.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help=f"The picture to write ({' '.join(picture.FORMATS)}).")
+    ],
+    target: Annotated[
+        str, typer.Option(help="The class to explain: index, name, or auto for the most probable.")
+    ] = "auto",
+    top: Annotated[int, typer.Option(min=1, help="Explain that many of the most probable classes.")] = 1,
+    provider: Annotated[
+        str, typer.Option(help="onnxruntime execution provider, for example CUDAExecutionProvider.")
+    ] = "CPUExecutionProvider",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads on the CPU.", show_default="onnxruntime's choice")
+    ] = None,
+    save_npz: Annotated[
+        Path | None, typer.Option(help="Also write attribution, logits and target to this .npz file.")
+    ] = None,
+) -> None:
+    """Explain a photograph: draw what an artifact answers."""
+    if target != "auto" and top != 1:
+        raise SptraceError(
+            "--top explains the most probable classes: leave out --target, or say --target auto"
+        )
+    _require_outputs(photograph, output, save_npz)
+    progress = Console(stderr=True)
+    with progress.status("loading the artifact"):
+        explainer = runtime.load(artifact, providers=[provider], threads=threads)
+    preprocessing = explainer.description.preprocessing
+    with progress.status("reading the photograph"):
+        original = photo.read(photograph)
+        seen, image = photo.crop(original, preprocessing), photo.prepare(original, preprocessing)
+    with progress.status("explaining"):
+        start = time.perf_counter()
+        explanation = _explain(explainer, image, target, top)
+        seconds = time.perf_counter() - start
+    with progress.status("drawing"):
+        _draw(explainer, explanation, seen, output)
+        if save_npz is not None:
+            _save_numbers(explanation, save_npz)
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(_table(explanation))
+    console.print(
+        f"explained in {seconds:.3f} s by {explainer.description.program} on {provider}", soft_wrap=True
+    )
+    for path in (output, save_npz):
+        if path is not None:
+            console.print(f"saved {path}", soft_wrap=True)
+
+
+def _require_outputs(photograph: Path, output: Path, numbers: Path | None) -> None:
+    """Fail before the work rather than after it, if a result could not be written."""
+    picture.require_format(output)
+    require_writable(output)
+    if output.exists() and photograph.exists() and os.path.samefile(output, photograph):
+        raise SptraceError(f"{output} is the photograph itself: give the picture another name")
+    if numbers is not None:
+        if numbers.suffix != ".npz":
+            raise SptraceError(f"cannot write the numbers to {numbers}: end its name in .npz")
+        require_writable(numbers)
+
+
+def _explain(explainer: Explainer, image: NDArray[np.float32], target: str, top: int) -> Explanation:
+    """One sample per explained class, the most probable first."""
+    if target != "auto":
+        return explainer.explain(image, int(target) if target.isdecimal() else target)
+    first = explainer.explain(image)
+    others = np.argsort(-first.logits[0], kind="stable")[1:top]
+    if len(others) == 0:
+        return first
+    rest = explainer.explain(image.repeat(len(others), axis=0), others)
+    return Explanation(
+        attribution=np.concatenate([first.attribution, rest.attribution]),
+        logits=np.concatenate([first.logits, rest.logits]),
+        target=np.concatenate([first.target, rest.target]),
+        labels=first.labels,
+    )
+
+
+def _probability(explanation: Explanation, sample: int) -> float:
+    return float(explanation.probabilities[sample, explanation.target[sample]])
+
+
+def _draw(explainer: Explainer, explanation: Explanation, seen: Image.Image, output: Path) -> None:
+    rows = [
+        picture.Row(explanation.label(sample), _probability(explanation, sample), attribution)
+        for sample, attribution in enumerate(explanation.attribution)
+    ]
+    description = explainer.description
+    picture.save(picture.draw(seen, rows, program=description.program, network=description.network), output)
+
+
+def _save_numbers(explanation: Explanation, path: Path) -> None:
+    with replacing(path) as temporary:
+        np.savez(
+            temporary,
+            attribution=explanation.attribution,
+            logits=explanation.logits,
+            target=explanation.target,
+        )
+
+
+def _table(explanation: Explanation) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("index", justify="right")
+    table.add_column("class", overflow="fold")
+    table.add_column("probability", justify="right")
+    table.add_column("logit", justify="right")
+    for sample, index in enumerate(explanation.target):
+        logit = float(explanation.logits[sample, index])
+        probability = _probability(explanation, sample)
+        table.add_row(str(index), explanation.label(sample), f"{probability:.2%}", f"{logit:.3f}")
+    return table

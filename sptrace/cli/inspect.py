@@ -1,0 +1,140 @@
+"""`sptrace inspect`: what an artifact says about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sptrace.artifact import METADATA_KEY, Description, Verification
+from sptrace.errors import SptraceError
+from sptrace.onnx_file import OnnxFile, Value, outline
+
+
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="ONNX file written by `sptrace compile`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Show what an artifact says about itself: its program, its gates, its interface, how it was verified."""
+    file = outline(artifact)
+    if METADATA_KEY not in file.metadata:
+        raise SptraceError(
+            f"{artifact} was not written by sptrace: compile the network with `sptrace compile`"
+        )
+    description = Description.from_json(file.metadata[METADATA_KEY])
+    if as_json:
+        outlined = {key: value for key, value in asdict(file).items() if key != "metadata"}
+        everything = {"file": str(artifact), **outlined, "description": asdict(description)}
+        typer.echo(json.dumps(everything, indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(_summary(artifact, file, description))
+    for title, table in _tables(file, description):
+        console.print(f"\n{title}")
+        console.print(table)
+
+
+def _summary(artifact: Path, file: OnnxFile, description: Description) -> Table:
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in file.opsets.items())
+    return _grid(
+        ("file", str(artifact)),
+        ("size", f"{file.size / 1e6:.1f} MB"),
+        ("format", f"ONNX IR {file.ir_version}, opset {opsets}"),
+        ("program", description.program),
+        ("preset", description.preset),
+        ("network", description.network),
+        ("weights", description.weights),
+        ("parameters", f"{description.parameters:,}"),
+        ("classes", f"{description.classes}{'' if description.labels else ' (without names)'}"),
+        ("written by", f"sptrace {description.version}"),
+    )
+
+
+def _tables(file: OnnxFile, description: Description) -> list[tuple[str, Table]]:
+    """Title and content of every section below the summary."""
+    gates = [
+        (gate.kind, gate.rule, "-" if gate.tau is None else f"{gate.tau:g}", str(gate.count))
+        for gate in description.gates
+    ]
+    operators = [(name, str(count)) for name, count in file.operators.items()]
+    return [
+        ("Interface", _interface(file)),
+        ("From photograph to image", _preprocessing(description)),
+        ("Gates", _columns(("kind", "rule", "temperature", "nodes"), gates, numbers=2)),
+        (
+            f"Operators ({sum(file.operators.values())} nodes)",
+            _columns(("type", "nodes"), operators, numbers=1),
+        ),
+        (_verified(description.verification), _verification(description.verification)),
+    ]
+
+
+def _interface(file: OnnxFile) -> Table:
+    def row(direction: str, value: Value) -> tuple[str, ...]:
+        return direction, value.name, value.dtype, f"[{', '.join(map(str, value.shape))}]"
+
+    inputs = [row("input", value) for value in file.inputs]
+    outputs = [row("output", value) for value in file.outputs]
+    return _columns(("", "name", "type", "shape"), inputs + outputs)
+
+
+def _preprocessing(description: Description) -> Table:
+    how = description.preprocessing
+    height, width = how.size
+    if how.resize is None:
+        resize = f"squeezed to {height} x {width}, {how.interpolation}"
+    else:
+        resize = f"shorter side to {how.resize}, {how.interpolation}, centre crop to {height} x {width}"
+    low, high = how.input_range
+    rows = [("size", resize), ("range", f"black {low:g}, white {high:g}")]
+    if how.mean is not None and how.std is not None:
+        rows.append(("mean", f"{', '.join(f'{value:g}' for value in how.mean)} (applied by the artifact)"))
+        rows.append(("std", f"{', '.join(f'{value:g}' for value in how.std)} (applied by the artifact)"))
+    return _grid(*rows)
+
+
+def _verified(verification: Verification | None) -> str:
+    if verification is None:
+        return "Verification"
+    versions = f"onnxruntime {verification.onnxruntime}, torch {verification.torch}"
+    return f"Verification (largest relative error, tolerance {verification.tolerance:.0e}; {versions})"
+
+
+def _verification(verification: Verification | None) -> Table:
+    """The measured errors, or that there are none."""
+    if verification is None:
+        return _grid(("none", "the file was saved without"))
+    rows = []
+    for one in verification.batches:
+        to_module = (one.attribution_to_module, one.logits_to_module)
+        to_eager = (one.attribution_to_eager, one.logits_to_eager)
+        for reference, errors in (("torch.fx program", to_module), ("eager PyTorch", to_eager)):
+            rows.append((str(one.batch), reference, *(f"{error:.1e}" for error in errors)))
+    table = _columns(("batch", "compared with", "attribution", "logits"), rows, numbers=2)
+    return table
+
+
+def _columns(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: int = 0) -> Table:
+    """A table without lines, so that it can be copied; its last `numbers` columns are aligned right."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for position, head in enumerate(heads):
+        right = position >= len(heads) - numbers
+        table.add_column(head, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _grid(*rows: tuple[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table

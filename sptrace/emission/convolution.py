@@ -1,0 +1,131 @@
+"""Convolutions and pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from torch import fx
+
+from sptrace import gates
+from sptrace.emission.builder import OnnxBuilder, emits
+from sptrace.graph import static_shape, value
+from sptrace.pullback.table import aten
+
+
+@emits(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+def conv(
+    onnx: OnnxBuilder,
+    node: fx.Node,
+    x: fx.Node,
+    weight: fx.Node,
+    bias: fx.Node | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> ir.Value:
+    """Conv."""
+    rank = value(weight).ndim - 2
+    options = [list(option) * rank if len(option) == 1 else list(option) for option in (stride, padding, dilation)]
+    return convolution(onnx, node, x, weight, bias, *options, False, [0] * rank, groups)
+
+
+@emits(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+def conv_transpose(
+    onnx: OnnxBuilder,
+    node: fx.Node,
+    x: fx.Node,
+    weight: fx.Node,
+    bias: fx.Node | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    output_padding: Sequence[int] = (0,),
+    groups: int = 1,
+    dilation: Sequence[int] = (1,),
+) -> ir.Value:
+    """ConvTranspose."""
+    rank = value(weight).ndim - 2
+    stride, padding, output_padding, dilation = (
+        list(option) * rank if len(option) == 1 else list(option)
+        for option in (stride, padding, output_padding, dilation)
+    )
+    return convolution(onnx, node, x, weight, bias, stride, padding, dilation, True, output_padding, groups)
+
+
+@emits(aten.convolution.default)
+def convolution(
+    onnx: OnnxBuilder,
+    node: fx.Node,
+    x: fx.Node,
+    weight: fx.Node,
+    bias: fx.Node | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> ir.Value:
+    """Conv or ConvTranspose."""
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    attributes = {
+        "kernel_shape": static_shape(weight, range(2, value(weight).ndim)),
+        "strides": list(stride),
+        "pads": [*padding, *padding],
+        "dilations": list(dilation),
+        "group": groups,
+    }
+    if transposed:
+        return onnx.op("ConvTranspose", *inputs, **attributes, output_padding=list(output_padding))
+    return onnx.op("Conv", *inputs, **attributes)
+
+
+@emits(aten.avg_pool2d.default)
+def avg_pool2d(
+    onnx: OnnxBuilder,
+    node: fx.Node,
+    x: fx.Node,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] = (0, 0),
+) -> ir.Value:
+    """AveragePool of complete windows in which padded cells count."""
+    return onnx.op(
+        "AveragePool",
+        x,
+        kernel_shape=list(kernel),
+        strides=list(stride),
+        pads=[*padding, *padding],
+        count_include_pad=1,
+    )
+
+
+@emits(aten.max_pool2d.default, gates.max_pool2d)
+def max_pool2d(
+    onnx: OnnxBuilder,
+    node: fx.Node,
+    x: fx.Node,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool = False,
+    **gate: object,
+) -> ir.Value:
+    """MaxPool. How far ceil_mode reaches is written out as padding: runtimes have disagreed about its last window."""
+    sizes, outputs = static_shape(x, [2, 3]), static_shape(node, [2, 3])
+    after = [
+        max(0, (out - 1) * step + spread * (cells - 1) + 1 - before - size)
+        for size, out, cells, step, before, spread in zip(
+            sizes, outputs, kernel, stride, padding, dilation, strict=True
+        )
+    ]
+    return onnx.op(
+        "MaxPool",
+        x,
+        kernel_shape=list(kernel),
+        strides=list(stride),
+        pads=[*padding, *after],
+        dilations=list(dilation),
+    )

@@ -1,0 +1,85 @@
+"""Element-wise arithmetic with broadcasting, and reductions that are linear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from sptrace.graph import shape, static_shape, value
+from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
+
+Operand = fx.Node | float
+
+
+@adjoint(aten.add.Tensor, aten.add.Scalar)
+def add(pull: Pull, v: fx.Node, y: fx.Node, a: Operand, b: Operand, *, alpha: float = 1) -> Cotangents:
+    """y = a + alpha b."""
+    if isinstance(a, fx.Node) and pull.needs(a):
+        yield a, pull.unbroadcast(v, a)
+    if isinstance(b, fx.Node) and pull.needs(b):
+        yield b, pull.unbroadcast(_times(pull, v, alpha), b)
+
+
+@adjoint(aten.sub.Tensor, aten.sub.Scalar)
+def sub(pull: Pull, v: fx.Node, y: fx.Node, a: Operand, b: Operand, *, alpha: float = 1) -> Cotangents:
+    """y = a - alpha b."""
+    yield from add(pull, v, y, a, b, alpha=-alpha)
+
+
+@adjoint(aten.rsub.Tensor, aten.rsub.Scalar)
+def rsub(pull: Pull, v: fx.Node, y: fx.Node, a: Operand, b: Operand, *, alpha: float = 1) -> Cotangents:
+    """y = b - alpha a."""
+    yield from add(pull, v, y, b, a, alpha=-alpha)
+
+
+@adjoint(aten.neg.default)
+def neg(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node) -> Cotangents:
+    """y = -x."""
+    yield x, _times(pull, v, -1)
+
+
+@adjoint(aten.mul.Tensor, aten.mul.Scalar)
+def mul(pull: Pull, v: fx.Node, y: fx.Node, a: Operand, b: Operand) -> Cotangents:
+    """y = a b: the ordinary product rule in every factor that depends on the image."""
+    if isinstance(a, fx.Node) and pull.needs(a):
+        yield a, pull.unbroadcast(pull.call(aten.mul.Tensor, v, b), a)
+    if isinstance(b, fx.Node) and pull.needs(b):
+        yield b, pull.unbroadcast(pull.call(aten.mul.Tensor, v, a), b)
+
+
+@adjoint(aten.div.Tensor, aten.div.Scalar)
+def div(pull: Pull, v: fx.Node, y: fx.Node, a: Operand, b: Operand) -> Cotangents:
+    """y = a / b gives a* = v / b and b* = -v y / b."""
+    quotient = pull.call(aten.div.Tensor, v, b)
+    if isinstance(a, fx.Node) and pull.needs(a):
+        yield a, pull.unbroadcast(quotient, a)
+    if isinstance(b, fx.Node) and pull.needs(b):
+        yield b, pull.unbroadcast(_times(pull, pull.call(aten.mul.Tensor, quotient, y), -1), b)
+
+
+@adjoint(aten.sum.dim_IntList)
+def sum_(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dims: Sequence[int], keepdim: bool = False) -> Cotangents:
+    """y = sum of x over `dims`: every summand gets v."""
+    yield x, _spread(pull, v, x, dims)
+
+
+@adjoint(aten.mean.dim)
+def mean(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dims: Sequence[int], keepdim: bool = False) -> Cotangents:
+    """y = mean of x over `dims`: every summand gets its share of v."""
+    count = 1
+    for size in static_shape(x, dims):
+        count *= size
+    yield x, _spread(pull, _times(pull, v, 1.0 / count), x, dims)
+
+
+def _times(pull: Pull, v: fx.Node, factor: float) -> fx.Node:
+    return v if factor == 1 else pull.call(aten.mul.Tensor, v, factor)
+
+
+def _spread(pull: Pull, v: fx.Node, x: fx.Node, dims: Sequence[int]) -> fx.Node:
+    rank = value(x).ndim
+    reduced = {dim % rank for dim in dims}
+    kept = [1 if dim in reduced else size for dim, size in enumerate(shape(x))]
+    # In expand -1 means "as it is", which is right for the batch: it is never reduced.
+    return pull.call(aten.expand.default, pull.reshape(v, kept), shape(x))

@@ -1,0 +1,205 @@
+"""Pooling. Nothing here gathers or scatters: runtimes have slow kernels for that, or none on GPUs.
+
+A window op reads, for each of the kernel's positions, one strided slice of its padded input. Its adjoint puts such slices
+back. Cells whose index is equal modulo the stride form a *phase*; within a phase the slices are plain shifts, so they are
+padded and added, and the phases are interleaved at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import product
+
+from torch import fx
+
+from sptrace import gates
+from sptrace.graph import shape, static_shape
+from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
+
+NEGATIVE_INFINITY = float("-inf")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The windows along one spatial dimension.
+
+    Arguments:
+        size: cells of the input. outputs: number of windows. kernel, stride, padding, dilation: as usual.
+    """
+
+    size: int
+    outputs: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+    @property
+    def padding_after(self) -> int:
+        """Cells that must follow the input so that the last window is complete; with ceil_mode more than `padding`."""
+        return max(0, self.last + 1 - self.padding - self.size)
+
+    @property
+    def last(self) -> int:
+        """The last padded cell that a window reads."""
+        return (self.outputs - 1) * self.stride + self.dilation * (self.kernel - 1)
+
+    @property
+    def offsets(self) -> range:
+        """Where the first window's cells lie in the padded input."""
+        return range(0, self.dilation * self.kernel, self.dilation)
+
+    @property
+    def phase_length(self) -> int:
+        """Cells of every phase: enough for all slices, and for the input's own last cell."""
+        return max(-(-(self.padding + self.size) // self.stride), self.last // self.stride + 1)
+
+
+@adjoint(gates.max_pool2d)
+def max_pool2d(
+    pull: Pull,
+    v: fx.Node,
+    y: fx.Node,
+    z: fx.Node,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    *,
+    rule: str,
+    tau: float | None,
+) -> Cotangents:
+    """`softmax`: v spread over each window with weights softmax(window / tau), which carry no gradient. `hard`: to its first maximum.
+
+    In the softmax padded cells count as 0, and so do the cells by which a last window of ceil_mode overhangs; what falls on
+    them is dropped. The maximum itself ignores them.
+    """
+    geometry = zip(static_shape(z, [2, 3]), static_shape(y, [2, 3]), kernel, stride, padding, dilation, strict=True)
+    axes = tuple(Axis(*numbers) for numbers in geometry)
+    padded = _pad(pull, z, axes, 0.0 if rule == "softmax" else NEGATIVE_INFINITY)
+    slices = list(_slices(pull, padded, axes))
+    if rule == "softmax":
+        assert tau is not None
+        # The peak keeps exp in range; where there is padding it must count the zeros too.
+        peak = y if padded is z else pull.call(aten.max_pool2d.default, padded, kernel, stride, [0, 0], dilation)
+        parts = _softmax_parts(pull, v, slices, peak, tau)
+    else:
+        parts = _first_maximum_parts(pull, v, slices, y)
+    yield z, _put_back(pull, parts, axes)
+
+
+def _softmax_parts(pull: Pull, v: fx.Node, slices: list[fx.Node], peak: fx.Node, tau: float) -> list[fx.Node]:
+    powers = []
+    for cells in slices:
+        below = pull.call(aten.sub.Tensor, cells, peak)
+        powers.append(pull.call(aten.exp.default, pull.call(aten.mul.Tensor, below, 1 / tau)))
+    total = reduce(lambda a, b: pull.call(aten.add.Tensor, a, b), powers)
+    share = pull.call(aten.div.Tensor, v, total)
+    return [pull.call(aten.mul.Tensor, power, share) for power in powers]
+
+
+def _first_maximum_parts(pull: Pull, v: fx.Node, slices: list[fx.Node], y: fx.Node) -> list[fx.Node]:
+    parts, unspent = [], v
+    for cells in slices:
+        found = pull.call(aten.eq.Tensor, cells, y)
+        parts.append(pull.call(aten.where.ScalarOther, found, unspent, 0.0))
+        unspent = pull.call(aten.where.ScalarSelf, found, 0.0, unspent)
+    return parts
+
+
+@adjoint(aten.avg_pool2d.default)
+def avg_pool2d(
+    pull: Pull,
+    v: fx.Node,
+    y: fx.Node,
+    x: fx.Node,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] = (0, 0),
+) -> Cotangents:
+    """Every cell of a window gets v / (cells of the window).
+
+    The pass `canonicalize_pools` has brought all average pools into this form: padded cells count, windows are complete.
+    """
+    geometry = zip(static_shape(x, [2, 3]), static_shape(y, [2, 3]), kernel, stride, padding, (1, 1), strict=True)
+    axes = tuple(Axis(*numbers) for numbers in geometry)
+    if all(axis.stride == 1 for axis in axes):
+        # The windows over a cell start at the cell itself and before it: again an average pool.
+        reach = [axis.kernel - 1 for axis in axes]
+        around = pull.call(aten.constant_pad_nd.default, v, [reach[1], reach[1], reach[0], reach[0]])
+        padded = pull.call(aten.avg_pool2d.default, around, list(kernel), [1, 1])
+        yield x, _crop(pull, padded, axes)
+    else:
+        part = pull.call(aten.mul.Tensor, v, 1.0 / (axes[0].kernel * axes[1].kernel))
+        yield x, _put_back(pull, [part] * (axes[0].kernel * axes[1].kernel), axes)
+
+
+def _pad(pull: Pull, x: fx.Node, axes: Sequence[Axis], fill: float) -> fx.Node:
+    rows, columns = axes
+    widths = [columns.padding, columns.padding_after, rows.padding, rows.padding_after]
+    return pull.call(aten.constant_pad_nd.default, x, widths, fill) if any(widths) else x
+
+
+def _slices(pull: Pull, padded: fx.Node, axes: Sequence[Axis]) -> Iterator[fx.Node]:
+    """For each position in the window, row by row: its cell of every window, in the shape of the output."""
+    rows, columns = axes
+    for row, column in product(rows.offsets, columns.offsets):
+        strip = _every(pull, padded, 2, row, rows)
+        yield _every(pull, strip, 3, column, columns)
+
+
+def _every(pull: Pull, x: fx.Node, dim: int, first: int, axis: Axis) -> fx.Node:
+    end = first + (axis.outputs - 1) * axis.stride + 1
+    return pull.call(aten.slice.Tensor, x, dim, first, end, axis.stride)
+
+
+def _put_back(pull: Pull, parts: Sequence[fx.Node], axes: Sequence[Axis]) -> fx.Node:
+    """The adjoint of `_pad` followed by `_slices`: what belongs to a cell is added, what fell on padding is dropped."""
+    rows, columns = axes
+    phases: dict[tuple[int, int], fx.Node] = {}
+    for (row, column), part in zip(product(rows.offsets, columns.offsets), parts, strict=True):
+        phase = (row % rows.stride, column % columns.stride)
+        shifted = _shift(pull, part, (row // rows.stride, column // columns.stride), axes)
+        phases[phase] = pull.call(aten.add.Tensor, phases[phase], shifted) if phase in phases else shifted
+    return _crop(pull, _interleave(pull, phases, axes), axes)
+
+
+def _shift(pull: Pull, part: fx.Node, by: tuple[int, int], axes: Sequence[Axis]) -> fx.Node:
+    widths = []
+    for distance, axis in zip(reversed(by), reversed(axes), strict=True):
+        widths += [distance, axis.phase_length - distance - axis.outputs]
+    return pull.call(aten.constant_pad_nd.default, part, widths) if any(widths) else part
+
+
+def _interleave(pull: Pull, phases: dict[tuple[int, int], fx.Node], axes: Sequence[Axis]) -> fx.Node:
+    rows, columns = axes
+    if rows.stride == columns.stride == 1:
+        return phases[0, 0]
+    some = next(iter(phases.values()))
+    # Where the stride exceeds the kernel, there are cells that no window reads.
+    in_order = [
+        phases[phase] if phase in phases else pull.call(aten.zeros_like.default, some)
+        for phase in product(range(rows.stride), range(columns.stride))
+    ]
+    batch, channels, height, width = shape(some)
+    stacked = pull.reshape(
+        pull.call(aten.cat.default, in_order, 1), [batch, rows.stride, columns.stride, channels, height, width]
+    )
+    woven = pull.call(aten.permute.default, stacked, [0, 3, 4, 1, 5, 2])
+    return pull.reshape(woven, [batch, channels, height * rows.stride, width * columns.stride])
+
+
+def _crop(pull: Pull, padded: fx.Node, axes: Sequence[Axis]) -> fx.Node:
+    """Back to the extent of the input: without the padding before, and without or with zeros after."""
+    for dim, axis in zip((2, 3), axes, strict=True):
+        (length,) = static_shape(padded, [dim])
+        missing = axis.padding + axis.size - length
+        if missing > 0:
+            widths = [0, missing] if dim == 3 else [0, 0, 0, missing]
+            padded = pull.call(aten.constant_pad_nd.default, padded, widths)
+        if axis.padding or missing < 0:
+            padded = pull.call(aten.slice.Tensor, padded, dim, axis.padding, axis.padding + axis.size)
+    return padded

@@ -1,0 +1,67 @@
+"""The table of transposition rules: for every op, the cotangents of its inputs given that of its output.
+
+A rule is a generator
+
+    @adjoint(aten.mm.default)
+    def mm(pull, v, y, a, b):
+        yield a, v b^T
+        yield b, a^T v
+
+called with the builder, the cotangent `v`, the node itself, and the node's arguments as the op's schema names them. It yields
+pairs (input node, its cotangent), the cotangent in the shape of that input. An input that needs a cotangent and gets none is
+an error of the walk, so a rule may leave out what it does not support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import fx
+
+from sptrace.graph import GraphBuilder, Target, shape
+
+aten = torch.ops.aten
+
+Cotangents = Iterator[tuple[fx.Node, fx.Node]]
+Rule = Callable[..., Cotangents]
+
+TABLE: dict[Target, Rule] = {}
+
+
+def adjoint(*targets: Target) -> Callable[[Rule], Rule]:
+    """Enter a rule into the table under the ops that it transposes."""
+
+    def enter(rule: Rule) -> Rule:
+        for target in targets:
+            assert target not in TABLE, f"{target} has two rules"
+            TABLE[target] = rule
+        return rule
+
+    return enter
+
+
+class Pull(GraphBuilder):
+    """The builder that rules write the pullback with.
+
+    Arguments:
+        module: the graph module that grows.
+        needed: the nodes that depend on the image; only they have cotangents.
+    """
+
+    def __init__(self, module: fx.GraphModule, needed: set[fx.Node]) -> None:
+        super().__init__(module)
+        self._needed = needed
+
+    def needs(self, argument: object) -> bool:
+        """Does this input need a cotangent?"""
+        return isinstance(argument, fx.Node) and argument in self._needed
+
+    def unbroadcast(self, v: fx.Node, x: fx.Node) -> fx.Node:
+        """Sum `v` over the dimensions along which `x` was broadcast: the adjoint of broadcasting."""
+        given, sizes = shape(v), shape(x)
+        leading = len(given) - len(sizes)
+        dims = [dim for dim in range(len(given)) if dim < leading or (sizes[dim - leading] == 1 != given[dim])]
+        if dims:
+            v = self.call(aten.sum.dim_IntList, v, dims, True)
+        return self.reshape(v, sizes)

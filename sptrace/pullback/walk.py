@@ -1,0 +1,66 @@
+"""The adjoint graph: walk backwards from the output, one transposition rule a node."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from sptrace.errors import UnsupportedError
+from sptrace.graph import depends_on, shape
+from sptrace.pullback.table import TABLE, Pull, aten
+
+
+def pull_back(module: fx.GraphModule, output: fx.Node, cotangent: fx.Node, source: fx.Node) -> fx.Node:
+    """Append the adjoint of `source` -> `output`, applied to `cotangent`; returns the cotangent of `source`.
+
+    Arguments:
+        module: its graph holds `source`, `output` and `cotangent`; nodes are added at its end.
+        output: a node that depends on `source`.
+        cotangent: same shape as `output`.
+        source: the node to be explained, usually the image.
+
+    Raises:
+        UnsupportedError: an op on the way has no rule, or a rule does not cover an input that needs one.
+    """
+    needed = depends_on(module.graph, source)
+    if output not in needed:
+        raise UnsupportedError("the network's output does not depend on the image: there is nothing to explain")
+    pull = Pull(module, needed)
+    order = [node for node in module.graph.nodes if node in needed]
+    contributions: dict[fx.Node, list[fx.Node]] = {output: [cotangent]}
+    for node in reversed(order):
+        if node is source or node not in contributions:
+            continue
+        with pull.origin(node, adjoint=True):
+            total = _sum(pull, contributions.pop(node))
+            for argument, part in _apply_rule(pull, total, node):
+                assert shape(part) == shape(argument), f"{node.target}: {shape(part)} for {shape(argument)}"
+                contributions.setdefault(argument, []).append(part)
+    with pull.origin(source, adjoint=True):
+        return _sum(pull, contributions[source])
+
+
+def _sum(pull: Pull, parts: list[fx.Node]) -> fx.Node:
+    total, *others = parts
+    for part in others:
+        total = pull.call(aten.add.Tensor, total, part)
+    return total
+
+
+def _apply_rule(pull: Pull, v: fx.Node, node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+    rule = TABLE.get(node.target)  # type: ignore[arg-type]
+    if rule is None:
+        raise UnsupportedError(_complaint(node, f"there is no pullback rule for {node.target}"))
+    pairs = [(argument, part) for argument, part in rule(pull, v, node, *node.args, **node.kwargs) if pull.needs(argument)]
+    covered = {argument for argument, _ in pairs}
+    missing = [argument for argument in node.all_input_nodes if pull.needs(argument) and argument not in covered]
+    if missing:
+        raise UnsupportedError(
+            _complaint(node, f"the pullback rule for {node.target} does not cover its input {missing[0].name!r}")
+        )
+    return pairs
+
+
+def _complaint(node: fx.Node, what: str) -> str:
+    where = node.meta.get("path") or "the network's top level"
+    source = node.meta.get("source", "source unknown")
+    return f"{what} (module {where}, {source}): replace the op in the network, or add a rule to sptrace.pullback"

@@ -1,0 +1,236 @@
+"""Running artifacts, with onnxruntime and numpy alone.
+
+explainer = sptrace.runtime.load("resnet50.onnx")
+explanation = explainer.explain(image, "espresso")
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from sptrace.artifact import METADATA_KEY, Description
+from sptrace.errors import SptraceError
+
+Provider = str | tuple[str, dict[str, Any]]
+Target = int | str | Sequence[int | str] | NDArray[np.integer[Any]] | None
+PREDICTED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The answer of an artifact.
+
+    Arguments:
+        attribution: float32 [N, 3, H, W]; what `image` contributes, in the units of the program.
+        logits: float32 [N, classes].
+        target: int64 [N], the class that was explained.
+        labels: one name per class, or None.
+    """
+
+    attribution: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    target: NDArray[np.int64]
+    labels: tuple[str, ...] | None
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """Softmax of the logits, float32 [N, classes]."""
+        exponentials = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
+        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), dtype=np.float32)
+
+    def label(self, sample: int = 0) -> str:
+        """Name of the class that was explained in a sample; "class 7" if the artifact holds no names."""
+        index = int(self.target[sample])
+        return self.labels[index] if self.labels else f"class {index}"
+
+
+class Explainer:
+    """A loaded artifact; `load` makes one.
+
+    Attributes:
+        description: all that the artifact says about itself.
+        labels: one name per class, or None.
+        classes: number of classes.
+        input_size: height and width of `image`.
+        input_range: the values of black and white in `image`.
+        providers: names of the execution providers in use, in the order of preference.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, description: Description) -> None:
+        self._session = session
+        self.description = description
+        self.labels = description.labels
+        self.classes = description.classes
+        self.input_size = description.preprocessing.size
+        self.input_range = description.preprocessing.input_range
+        self.providers: tuple[str, ...] = tuple(session.get_providers())
+
+    def explain(self, image: NDArray[np.floating[Any]], target: Target = None) -> Explanation:
+        """Explain a batch of images.
+
+        Arguments:
+            image: floating point [N, 3, H, W] in `input_range`; `sptrace.photo.prepare` makes one from a
+                photograph.
+            target: the class to explain: its index or its name, for all images or one per image. A name is
+                a label, or one of the comma-separated parts of a label in any case. None, or an index of
+                -1: the predicted class.
+
+        Returns:
+            The attribution, the logits, and the classes explained.
+
+        Raises:
+            SptraceError: `image` has the wrong type or shape, or `target` is not a class of this network.
+        """
+        image = self._check_image(image)
+        targets = self._resolve(target, len(image))
+        feeds = {"image": image, "target": targets}
+        attribution, logits = self._session.run(["attribution", "logits"], feeds)
+        targets = np.where(targets == PREDICTED, logits.argmax(axis=1), targets)
+        return Explanation(attribution, logits, targets, self.labels)
+
+    def attribute(self, image: NDArray[np.floating[Any]], target: Target = None) -> NDArray[np.float32]:
+        """The attribution alone, float32 [N, 3, H, W]; arguments and errors as in `explain`."""
+        return self.explain(image, target).attribution
+
+    def _check_image(self, image: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """The image as float32, if it is what the artifact takes."""
+        image = np.asarray(image)
+        height, width = self.input_size
+        low, high = self.input_range
+        if not np.issubdtype(image.dtype, np.floating):
+            scaled = f"scaled so that black is {low:g} and white {high:g}"
+            raise SptraceError(f"the image is {image.dtype}: pass float32, {scaled}")
+        wanted = f"the artifact takes [N, 3, {height}, {width}]"
+        if image.shape == (3, height, width):
+            raise SptraceError(f"the image has no batch dimension and {wanted}: pass image[None]")
+        if image.ndim == 4 and image.shape[1:] == (height, width, 3):
+            raise SptraceError(f"the channels come last and {wanted}: pass image.transpose(0, 3, 1, 2)")
+        advice = "sptrace.photo.prepare makes one from a photograph"
+        if image.ndim != 4 or image.shape[1:] != (3, height, width) or len(image) == 0:
+            raise SptraceError(f"the image is {list(image.shape)} and {wanted}: {advice}")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+            image = np.ascontiguousarray(image, dtype=np.float32)
+        if not np.isfinite(image).all():
+            raise SptraceError("the image holds NaN or infinite values: mend it before it is explained")
+        return image
+
+    def _resolve(self, target: Target, samples: int) -> NDArray[np.int64]:
+        """The target as an array of indices, int64 [N]; -1 for the predicted class."""
+        if target is None:
+            target = PREDICTED
+        try:
+            targets = [target] * samples if isinstance(target, str) else list(target)  # type: ignore[arg-type]
+        except TypeError:  # not a sequence: one class for all
+            targets = [target] * samples
+        if len(targets) != samples:
+            raise SptraceError(f"{len(targets)} targets for {samples} images: give one, or one per image")
+        return np.array([self._index(one) for one in targets], dtype=np.int64)
+
+    def _index(self, target: object) -> int:
+        """The index of a class given by index or name."""
+        if isinstance(target, str):
+            return self._named(target)
+        try:
+            index = operator.index(target)  # type: ignore[arg-type]
+        except TypeError:
+            index = None
+        if index is None or isinstance(target, bool):
+            raise SptraceError(f"{target!r} is not a class: give its index or its name")
+        if not PREDICTED <= index < self.classes:
+            raise SptraceError(
+                f"there is no class {index}: give 0 to {self.classes - 1}, or -1 for the predicted one"
+            )
+        return index
+
+    def _named(self, name: str) -> int:
+        """The index of the class called `name`."""
+        if self.labels is None:
+            raise SptraceError(
+                f"the artifact holds no class names: instead of {name!r} give 0 to {self.classes - 1}"
+            )
+        wanted = name.strip().casefold()
+        matches = [index for index, label in enumerate(self.labels) if label == name]
+        matches = matches or [index for index, label in enumerate(self.labels) if wanted in _names(label)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            listed = ", ".join(f"{index} ({self.labels[index]})" for index in matches)
+            raise SptraceError(f"{name!r} is the name of several classes: give one of the indices {listed}")
+        known = {part: index for index, label in enumerate(self.labels) for part in _names(label)}
+        close = dict.fromkeys(known[part] for part in difflib.get_close_matches(wanted, known, n=4))
+        listed = ", ".join(f"{index} ({self.labels[index]})" for index in close)
+        advice = f"did you mean {listed}?" if close else f"give its index, 0 to {self.classes - 1}"
+        raise SptraceError(f"no class is called {name!r}: {advice}")
+
+
+def load(
+    path: str | os.PathLike[str], *, providers: Sequence[Provider] | None = None, threads: int | None = None
+) -> Explainer:
+    """Load an artifact.
+
+    Arguments:
+        path: an ONNX file written by sptrace.
+        providers: onnxruntime's execution providers in order of preference, as names or (name, options)
+            pairs. What they cannot run, onnxruntime runs on the CPU. None: the CPU alone.
+        threads: how many threads one operator may use on the CPU; None lets onnxruntime choose.
+
+    Returns:
+        An explainer that is ready to run.
+
+    Raises:
+        SptraceError: the file is missing, is not ONNX, or was not written by sptrace; a provider is not
+            available.
+    """
+    if not Path(path).is_file():
+        raise SptraceError(f"there is no file {path}: give an artifact that `sptrace compile` wrote")
+    chosen: Sequence[Provider] = ["CPUExecutionProvider"] if providers is None else providers
+    names = [provider if isinstance(provider, str) else provider[0] for provider in chosen]
+    _require_providers(names, onnxruntime.get_available_providers(), "is not part of this onnxruntime")
+    session = _session(path, chosen, threads)
+    _require_providers(names, session.get_providers(), "did not start (onnxruntime's own message says why)")
+    metadata = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY not in metadata:
+        raise SptraceError(f"{path} was not written by sptrace: compile the network with `sptrace compile`")
+    return Explainer(session, Description.from_json(metadata[METADATA_KEY]))
+
+
+def _session(
+    path: str | os.PathLike[str], providers: Sequence[Provider], threads: int | None
+) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = (
+        3  # errors; its warnings concern those who write the file, not those who run it
+    )
+    if threads is not None:
+        if threads < 1:
+            raise SptraceError(f"cannot run on {threads} threads: give 1 or more")
+        options.intra_op_num_threads = threads
+    try:
+        # Its fallback would move the session to the CPU when a provider fails, at the start or later.
+        return onnxruntime.InferenceSession(
+            os.fspath(path), options, providers=list(providers), enable_fallback=0
+        )
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        reason = str(error).partition("\n")[0]
+        raise SptraceError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {reason}") from error
+
+
+def _require_providers(wanted: Sequence[str], present: Sequence[str], problem: str) -> None:
+    for name in wanted:
+        if name not in present:
+            raise SptraceError(f"the execution provider {name} {problem}: available are {', '.join(present)}")
+
+
+def _names(label: str) -> list[str]:
+    """What a class may be called: its whole label and the comma-separated parts of it, in lower case."""
+    return [name.strip().casefold() for name in (label, *label.split(","))]

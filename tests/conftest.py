@@ -1,0 +1,132 @@
+"""Fixtures that more than one test file uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from sptrace.artifact import (
+    METADATA_KEY,
+    Description,
+    GateCount,
+    Measured,
+    Preprocessing,
+    Verification,
+)
+
+LABELS = (
+    "tench, Tinca tinca",
+    "tabby, tabby cat",
+    "crane",
+    "crane",
+    "Cardigan, Cardigan Welsh corgi",
+    "cardigan",
+    "espresso",
+)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """An artifact with known answers: logits = (mean over the pixels)^2 @ weight, and their gradient."""
+
+    path: Path
+    weight: np.ndarray
+    description: Description
+
+    def logits(self, image: np.ndarray) -> np.ndarray:
+        return image.mean(axis=(2, 3)) ** 2 @ self.weight
+
+    def attribution(self, image: np.ndarray, target: np.ndarray) -> np.ndarray:
+        pixels = image.shape[2] * image.shape[3]
+        gradient = 2 * image.mean(axis=(2, 3)) * self.weight.T[target] / pixels
+        return np.broadcast_to(gradient[:, :, None, None], image.shape)
+
+
+@pytest.fixture
+def make_toy(tmp_path: Path) -> Callable[..., Toy]:
+    """Write toy artifacts: `make_toy(name, labels=, preprocessing=, described=)`."""
+
+    def make(
+        name: str = "toy.onnx",
+        labels: tuple[str, ...] | None = LABELS,
+        preprocessing: Preprocessing | None = None,
+        described: bool = True,
+    ) -> Toy:
+        preprocessing = preprocessing or Preprocessing(
+            size=(24, 32), resize=40, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)
+        )
+        weight = np.random.default_rng(7).normal(size=(3, len(LABELS))).astype(np.float32)
+        description = Description(
+            version="0.0",
+            program="toy_pullback",
+            network="toy:mean",
+            weights="random",
+            parameters=weight.size,
+            classes=len(LABELS),
+            preprocessing=preprocessing,
+            preset="paper",
+            gates=(GateCount("relu", "normal", 0.6, 17), GateCount("max_pool", "softmax", 0.3, 1)),
+            labels=labels,
+            verification=Verification(1e-4, "1.2.3", "4.5.6", (Measured(2, 1e-6, 2e-6, 3e-6, 4e-6),)),
+        )
+        model = _model(weight, preprocessing.size)
+        if described:
+            helper.set_model_props(model, {METADATA_KEY: description.to_json()})
+        onnx.checker.check_model(model)
+        path = tmp_path / name
+        onnx.save(model, path)
+        return Toy(path, weight, description)
+
+    return make
+
+
+@pytest.fixture
+def toy(make_toy: Callable[..., Toy]) -> Toy:
+    """The toy artifact with class names."""
+    return make_toy()
+
+
+def _model(weight: np.ndarray, size: tuple[int, int]) -> onnx.ModelProto:
+    image_shape = ["N", 3, *size]
+    constants = {
+        "weight": weight,
+        "minus_one": np.array(-1, np.int64),
+        "factor": np.array(2 / (size[0] * size[1]), np.float32),
+        "pooled_shape": np.array([-1, 3, 1, 1], np.int64),
+    }
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["mean"]),
+        helper.make_node("Mul", ["mean", "mean"], ["square"]),
+        helper.make_node("MatMul", ["square", "weight"], ["logits"]),
+        helper.make_node("ArgMax", ["logits"], ["predicted"], axis=1, keepdims=0),
+        helper.make_node("Equal", ["target", "minus_one"], ["free"]),
+        helper.make_node("Where", ["free", "predicted", "target"], ["chosen"]),
+        helper.make_node("Transpose", ["weight"], ["rows"]),
+        helper.make_node("Gather", ["rows", "chosen"], ["row"], axis=0),
+        helper.make_node("Mul", ["mean", "row"], ["product"]),
+        helper.make_node("Mul", ["product", "factor"], ["gradient"]),
+        helper.make_node("Reshape", ["gradient", "pooled_shape"], ["cell"]),
+        helper.make_node("Shape", ["image"], ["image_shape"]),
+        helper.make_node("Expand", ["cell", "image_shape"], ["attribution"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [
+            helper.make_tensor_value_info("image", TensorProto.FLOAT, image_shape),
+            helper.make_tensor_value_info("target", TensorProto.INT64, ["N"]),
+        ],
+        [
+            helper.make_tensor_value_info("attribution", TensorProto.FLOAT, image_shape),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", weight.shape[1]]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sptrace import runtime
+from sptrace.artifact import Preprocessing
+from sptrace.errors import SptraceError
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(1).uniform(-1, 1, (3, 3, 24, 32)).astype(np.float32)
+
+
+@pytest.fixture
+def explainer(toy: Any) -> runtime.Explainer:
+    return runtime.load(toy.path)
+
+
+def refused(message: str) -> Any:
+    return pytest.raises(SptraceError, match=message)
+
+
+def test_the_answer_is_the_artifacts(toy: Any, explainer: runtime.Explainer, images: np.ndarray) -> None:
+    explanation = explainer.explain(images, [4, 0, 6])
+    assert explanation.attribution.dtype == explanation.logits.dtype == np.float32
+    assert explanation.target.dtype == np.int64
+    assert explanation.target.tolist() == [4, 0, 6]
+    np.testing.assert_allclose(explanation.logits, toy.logits(images), rtol=1e-4, atol=1e-7)
+    expected = toy.attribution(images, explanation.target)
+    np.testing.assert_allclose(explanation.attribution, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_the_explainer_describes_itself(toy: Any, explainer: runtime.Explainer) -> None:
+    assert explainer.description == toy.description
+    assert explainer.labels == toy.description.labels
+    assert explainer.classes == 7
+    assert explainer.input_size == (24, 32)
+    assert explainer.input_range == (-1.0, 1.0)
+    assert explainer.providers == ("CPUExecutionProvider",)
+
+
+def test_without_a_target_the_predicted_class_is_explained(
+    toy: Any, explainer: runtime.Explainer, images: np.ndarray
+) -> None:
+    images[0] += 1  # so that the classes differ
+    predicted = toy.logits(images).argmax(axis=1)
+    explanation = explainer.explain(images)
+    np.testing.assert_array_equal(explanation.target, predicted)
+    expected = toy.attribution(images, predicted)
+    np.testing.assert_allclose(explanation.attribution, expected, rtol=1e-4, atol=1e-9)
+    mixed = explainer.explain(images, [-1, 5, -1])
+    assert mixed.target.tolist() == [predicted[0], 5, predicted[2]]
+
+
+def test_attribute_gives_the_attribution_alone(explainer: runtime.Explainer, images: np.ndarray) -> None:
+    np.testing.assert_array_equal(explainer.attribute(images, 3), explainer.explain(images, 3).attribution)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (5, [5, 5, 5]),
+        (np.int32(5), [5, 5, 5]),
+        (np.array(5), [5, 5, 5]),
+        ((1, 2, 3), [1, 2, 3]),
+        (np.array([1, 2, 3], np.uint8), [1, 2, 3]),
+        ("espresso", [6, 6, 6]),
+        ("  ESPRESSO ", [6, 6, 6]),
+        ("tench, Tinca tinca", [0, 0, 0]),
+        ("TENCH, tinca TINCA", [0, 0, 0]),
+        ("tinca tinca", [0, 0, 0]),
+        ("Tabby Cat", [1, 1, 1]),
+        ("cardigan", [5, 5, 5]),  # the exact label, though it is also a part of another
+        ("Cardigan Welsh corgi", [4, 4, 4]),
+        (["espresso", 2, "tabby"], [6, 2, 1]),
+    ],
+)
+def test_targets_are_given_in_many_ways(
+    explainer: runtime.Explainer, images: np.ndarray, target: Any, expected: list[int]
+) -> None:
+    assert explainer.explain(images, target).target.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (7, "there is no class 7: give 0 to 6"),
+        (-2, "there is no class -2"),
+        ([0, 1, 99], "there is no class 99"),
+        ([0, 1], "2 targets for 3 images"),
+        (np.array([[0, 1, 2]]), "1 targets for 3 images"),
+        (np.array([[0], [1], [2]]), "is not a class"),
+        (1.5, "1.5 is not a class"),
+        (np.array([0.0, 1.0, 2.0]), "is not a class"),
+        (True, "True is not a class"),
+        ("crane", r"several classes: give one of the indices 2 \(crane\), 3 \(crane\)"),
+        ("CARDIGAN", r"several classes: .*4 \(Cardigan, Cardigan Welsh corgi\), 5 \(cardigan\)"),
+        ("expreso", r"no class is called 'expreso': did you mean 6 \(espresso\)\?"),
+        ("tinca tinka", r"did you mean 0 \(tench, Tinca tinca\)\?"),
+        ("zzzz", "no class is called 'zzzz': give its index, 0 to 6"),
+        ("", "no class is called ''"),
+    ],
+)
+def test_what_is_no_class_is_refused(
+    explainer: runtime.Explainer, images: np.ndarray, target: Any, message: str
+) -> None:
+    with refused(message) as caught:
+        explainer.explain(images, target)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_names_only_indices_are_known(make_toy: Callable[..., Any], images: np.ndarray) -> None:
+    explainer = runtime.load(make_toy(labels=None).path)
+    assert explainer.explain(images, 3).label(1) == "class 3"
+    with refused("no class names: instead of 'espresso' give 0 to 6"):
+        explainer.explain(images, "espresso")
+
+
+def test_labels_and_probabilities(explainer: runtime.Explainer, images: np.ndarray) -> None:
+    explanation = explainer.explain(images, [0, 1, 6])
+    assert [explanation.label(sample) for sample in range(3)] == [
+        "tench, Tinca tinca",
+        "tabby, tabby cat",
+        "espresso",
+    ]
+    probabilities = explanation.probabilities
+    assert probabilities.dtype == np.float32
+    expected = np.exp(explanation.logits) / np.exp(explanation.logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
+
+
+def test_large_logits_have_probabilities() -> None:
+    logits = np.array([[1000.0, 0.0]], np.float32)
+    explanation = runtime.Explanation(np.zeros((1, 3, 1, 1), np.float32), logits, np.array([0]), None)
+    np.testing.assert_array_equal(explanation.probabilities, [[1, 0]])
+
+
+def test_other_floating_point_types_are_converted(explainer: runtime.Explainer, images: np.ndarray) -> None:
+    expected = explainer.explain(images, 0).attribution
+    np.testing.assert_array_equal(explainer.explain(images.astype(np.float64), 0).attribution, expected)
+    strided = np.asfortranarray(images)
+    np.testing.assert_array_equal(explainer.explain(strided, 0).attribution, expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (
+            np.zeros((1, 3, 24, 32), np.uint8),
+            "is uint8: pass float32, .* black is -1 and white 1",
+        ),
+        (np.zeros((1, 3, 24, 32), np.int64), "is int64"),
+        (np.zeros((3, 24, 32), np.float32), r"no batch dimension .* pass image\[None\]"),
+        (np.zeros((1, 24, 32, 3), np.float32), r"channels come last .* image\.transpose\(0, 3, 1, 2\)"),
+        (
+            np.zeros((1, 3, 32, 24), np.float32),
+            r"is \[1, 3, 32, 24\] and .* takes \[N, 3, 24, 32\]",
+        ),
+        (np.zeros((1, 1, 24, 32), np.float32), r"is \[1, 1, 24, 32\]"),
+        (np.zeros((0, 3, 24, 32), np.float32), r"is \[0, 3, 24, 32\]"),
+        (np.zeros((), np.float32), r"is \[\]"),
+        (np.full((1, 3, 24, 32), np.nan, np.float32), "NaN or infinite"),
+        (np.full((1, 3, 24, 32), 1e300), "NaN or infinite"),
+    ],
+)
+def test_what_is_no_image_is_refused(explainer: runtime.Explainer, image: np.ndarray, message: str) -> None:
+    with refused(message) as caught:
+        explainer.explain(image)
+    assert "\n" not in str(caught.value)
+
+
+def test_uint8_advice_follows_the_range_of_the_artifact(make_toy: Callable[..., Any]) -> None:
+    explainer = runtime.load(make_toy(preprocessing=Preprocessing((24, 32), input_range=(0.0, 255.0))).path)
+    with refused("black is 0 and white 255"):
+        explainer.explain(np.zeros((1, 3, 24, 32), np.uint8))
+
+
+def test_what_is_no_artifact_is_refused(tmp_path: Path, make_toy: Callable[..., Any]) -> None:
+    with refused("there is no file"):
+        runtime.load(tmp_path / "nowhere.onnx")
+    with refused("there is no file"):
+        runtime.load(tmp_path)
+    (tmp_path / "text.onnx").write_text("not ONNX")
+    with refused(r"cannot load .*text\.onnx") as caught:
+        runtime.load(tmp_path / "text.onnx")
+    assert "\n" not in str(caught.value)
+    with refused("was not written by sptrace"):
+        runtime.load(make_toy(described=False).path)
+
+
+def test_a_provider_that_is_not_there_is_refused(toy: Any) -> None:
+    for provider in ("NoSuchExecutionProvider", ("NoSuchExecutionProvider", {"device_id": 0})):
+        with refused(r"NoSuchExecutionProvider is not part of .*available are .*CPUExecutionProvider"):
+            runtime.load(toy.path, providers=[provider, "CPUExecutionProvider"])
+
+
+def test_a_provider_that_does_not_start_is_refused(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when onnxruntime-gpu is installed on a machine without CUDA: onnxruntime would go on with the CPU."""
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(runtime, "_session", lambda path, *_: runtime.onnxruntime.InferenceSession(path))
+    with refused("CUDAExecutionProvider did not start"):
+        runtime.load(toy.path, providers=["CUDAExecutionProvider"])
+
+
+def test_a_provider_may_have_options(toy: Any, images: np.ndarray) -> None:
+    explainer = runtime.load(toy.path, providers=[("CPUExecutionProvider", {})], threads=1)
+    assert explainer.explain(images).target.shape == (3,)
+
+
+def test_threads_are_checked(toy: Any) -> None:
+    with refused("0 threads"):
+        runtime.load(toy.path, threads=0)
+
+
+def test_the_runtime_needs_neither_torch_nor_onnx(toy: Any) -> None:
+    code = f"""
+import sys
+import numpy as np
+import sptrace.cli, sptrace.onnx_file, sptrace.photo, sptrace.picture, sptrace.runtime
+sptrace.runtime.load({str(toy.path)!r}).explain(np.zeros((1, 3, 24, 32), np.float32))
+assert not {{"torch", "onnx", "onnx_ir"}} & set(sys.modules), "imports the compiler's dependencies"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
