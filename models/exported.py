@@ -32,7 +32,7 @@ def load(name: str, *, weights: Path | None, size: int | None) -> Network:
     """Load the network of a .pt2 file; see `sptrace.models.resolve`.
 
     Nothing in the file says how its pixels were normalised: mean and std are None, the program takes `image`
-    in [-1, 1] as it is. Photographs are scaled to the input size and centre-cropped.
+    in [-1, 1] as it is. Photographs are scaled to the input size and centre-cropped, or squeezed if oblong.
 
     Arguments:
         name: path of the file.
@@ -48,7 +48,8 @@ def load(name: str, *, weights: Path | None, size: int | None) -> Network:
     program = _read(Path(name))
     _refuse_training(name, program)
     shape = _input_size(name, program, size)
-    preprocessing = Preprocessing(size=shape, resize=min(shape))
+    height, width = shape
+    preprocessing = Preprocessing(size=shape, resize=height if height == width else None)
     return assemble(
         _module(program), model=name, preprocessing=preprocessing, weights=fingerprint(Path(name))
     )
@@ -76,7 +77,8 @@ def _module(program: ExportedProgram) -> nn.Module:
     """Turn the program into a module like any other, with the submodule names of the network it was."""
     module = program.module()
     # Its train() and eval() only raise: they cannot change the graph. After _refuse_training they need not.
-    del module.train, module.eval
+    for method in ("train", "eval"):
+        vars(module).pop(method, None)
     return module
 
 

@@ -97,7 +97,7 @@ def fit(
     if mismatch:
         name = file.fingerprint.rsplit(maxsplit=1)[0]
         raise SptraceError(
-            f"{name} does not fit {model}: {mismatch}; name the architecture that was trained, "
+            f"{name} does not fit {model}: {mismatch}; name the architecture (and --size) that was trained, "
             "or export the network itself with torch.export.save and give the .pt2 file"
         )
     return module
@@ -130,7 +130,7 @@ def _unpickle(path: Path) -> object:
             f"{path} contains more than tensors ({culprit[1]}), and code in a file of weights is not run: "
             "save the weights alone, torch.save(model.state_dict(), FILE)"
         ) from error
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise _unreadable(path, first_line(error).split(". ")[0]) from error
     except Exception as error:  # anything, for torch.load takes the first bytes for the commands of a pickle
         raise _unreadable(path, "torch.save did not write it") from error
@@ -152,11 +152,10 @@ def _state_dict(path: Path, content: object) -> Tensors:
         if not nested:
             break
         content = nested[0]
-    found = (
-        f"a dict of {_few(map(str, content))}" if isinstance(content, dict) else f"a {type(content).__name__}"
-    )
+    keys = f" of {_few(map(str, content))}" if isinstance(content, dict) and content else ""
     raise SptraceError(
-        f"{path} holds no state dict but {found}: save the weights with torch.save(model.state_dict(), FILE)"
+        f"{path} holds no state dict but a {type(content).__name__}{keys}: "
+        "save the weights with torch.save(model.state_dict(), FILE)"
     )
 
 

@@ -1,5 +1,46 @@
-"""sptrace: an ahead-of-time compiler for explanations of vision networks."""
+"""sptrace: an ahead-of-time compiler for explanations of vision networks.
 
+    program = sptrace.compile(model, example, program="soft_pullback", softening="paper")
+    program.save("explainer.onnx")
+    explainer = sptrace.load("explainer.onnx")
+    result = explainer.explain(image)
+
+Loading and running artifacts needs numpy and onnxruntime alone; torch is imported when `compile` is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sptrace.errors import SptraceError, UnsupportedError, VerificationError
+from sptrace.runtime import Explainer, Explanation, load
+from sptrace.softening import Softening
 from sptrace.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from sptrace.compiler import Program, compile
+
+__all__ = [
+    "Explainer",
+    "Explanation",
+    "Program",
+    "Softening",
+    "SptraceError",
+    "UnsupportedError",
+    "VerificationError",
+    "__version__",
+    "compile",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("compile", "Program"):
+        raise AttributeError(f"module 'sptrace' has no attribute {name!r}")
+    try:
+        from sptrace import compiler
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "onnx", "onnx_ir"):
+            raise SptraceError(f"compiling needs {error.name}: pip install 'sptrace[compile]'") from error
+        raise
+    return getattr(compiler, name)

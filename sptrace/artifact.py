@@ -49,10 +49,9 @@ class GateCount:
 
 @dataclass(frozen=True)
 class Measured:
-    """The largest errors found for one batch size.
+    """How far the file is from the torch.fx program and from the eager reference, for one batch size.
 
-    Attributions: the largest absolute difference, divided by the largest absolute value of the reference.
-    Logits: likewise.
+    Attributions: by the verification's measure. Logits: largest difference divided by largest value.
     """
 
     batch: int
@@ -64,9 +63,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verification:
-    """What the compiler measured before it let go of the file."""
+    """What the compiler measured before it let go of the file.
+
+    Arguments:
+        tolerance: what no error may exceed.
+        measure: of attributions: "maximum", the largest difference divided by the largest value; or "norm", the L2 norm of the
+            difference divided by the norm (largest over the samples), where gates are hard and single pixels may jump.
+        onnxruntime, torch: the versions that were compared.
+        batches: one entry per batch size.
+    """
 
     tolerance: float
+    measure: str
     onnxruntime: str
     torch: str
     batches: tuple[Measured, ...]

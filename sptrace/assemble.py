@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from sptrace import passes
 from sptrace.artifact import GateCount, Preprocessing
-from sptrace.graph import GraphBuilder, placeholder, static_shape, value
+from sptrace.graph import GraphBuilder, placeholder, static_shape, without_data
 from sptrace.pullback import pull_back
 from sptrace.softening import Softening
 
@@ -82,9 +82,7 @@ def _one_hot(module: fx.GraphModule, logits: fx.Node) -> fx.Node:
     image = placeholder(graph, "image")
     with graph.inserting_after(image):
         target = graph.placeholder("target")
-    with value(image).fake_mode:  # type: ignore[attr-defined]
-        fake = torch.empty(value(image).shape[0], dtype=torch.int64)
-    target.meta = {"val": fake, "path": "", "adjoint": True}
+    target.meta = {"values": without_data(dtype=torch.int64), "path": "", "adjoint": True}
     (classes,) = static_shape(logits, [1])
     with builder.origin(target, adjoint=True):
         predicted = builder.call(aten.argmax.default, logits, 1)

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from sptrace.errors import SptraceError, UnsupportedError
-from sptrace.graph import place
+from sptrace.graph import BATCHES, parameter, place, propagate, without_data
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<text>[^\n]*)')
 
@@ -104,15 +104,18 @@ def _import_graph(exported: ExportedProgram) -> fx.GraphModule:
             spec = specs[node.name]
             if spec.kind == InputKind.USER_INPUT:
                 new = graph.placeholder("image")
+                new.meta = _meta(node) | {"values": without_data(*node.meta["val"].shape[1:], dtype=torch.float32)}
             else:
                 new = constants.get(spec.target) or graph.get_attr(place(module, spec.target, _data(exported, spec.target)))
+                new.meta = _meta(node) | {"values": (parameter(module, new).to("meta"),) * len(BATCHES)}
                 constants[spec.target] = new
         elif node.op == "output":
             graph.output(copied[_logits(exported, node)])
             continue
         else:
             new = graph.node_copy(node, lambda argument: copied[argument])
-        new.meta = _meta(node)
+            new.meta = _meta(node)
+            propagate(new)
         copied[node] = new
     module.recompile()
     return module
@@ -139,8 +142,6 @@ def _logits(exported: ExportedProgram, output: fx.Node) -> fx.Node:
 def _meta(node: fx.Node) -> dict[str, Any]:
     stack = list(node.meta.get("nn_module_stack", {}).values())
     meta: dict[str, Any] = {"path": stack[-1][0] if stack else "", "adjoint": False}
-    if "val" in node.meta:
-        meta["val"] = node.meta["val"]
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     own = [frame for frame in frames if "/torch/nn/" not in frame[0]] or frames
     if own:

@@ -2,7 +2,8 @@
 
 A node's ``meta`` holds:
 
-- ``val``: a fake tensor (shape with a symbolic batch, dtype, no data), or a number for size arithmetic;
+- ``values``: what the node gives for each of the two batch sizes of `BATCHES`: tensors without data (device "meta"), numbers
+  for size arithmetic, or tuples of these. A size that differs between the two depends on the batch;
 - ``path``: the module path that the node came from, for example "layer1.0.conv1";
 - ``adjoint``: True for nodes of the pullback;
 - ``source``: file, line and text of the network's own code, for error messages.
@@ -16,23 +17,50 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 Target = Callable[..., Any]
 """What a call_function node calls: an ATen overload or a gate of `sptrace.gates`."""
 
 
+BATCHES = (2, 3)
+"""Two runs without data tell which sizes depend on the batch, in a hundredth of the time that symbolic sizes take."""
+
+
 def value(node: fx.Node) -> Tensor:
-    """The fake tensor of a node: shape and dtype without data."""
-    fake = node.meta["val"]
-    assert isinstance(fake, Tensor), f"{node} is no tensor but {fake!r}"
-    return fake
+    """What the node gives for the first of `BATCHES`: rank and dtype without data."""
+    first = node.meta["values"][0]
+    assert isinstance(first, Tensor), f"{node} is no tensor but {first!r}"
+    return first
 
 
 def shape(node: fx.Node) -> list[int]:
-    """The shape of a node's tensor, -1 for symbolic sizes (the batch)."""
-    return [size if isinstance(size, int) else -1 for size in value(node).shape]
+    """The shape of a node's tensor, -1 for sizes that depend on the batch."""
+    first, second = (tensor.shape for tensor in node.meta["values"])
+    return [size if size == other else -1 for size, other in zip(first, second, strict=True)]
+
+
+def is_batch(node: fx.Node, dim: int) -> bool:
+    """Is this size the batch itself, rather than something computed from it?"""
+    return tuple(tensor.shape[dim] for tensor in node.meta["values"]) == BATCHES
+
+
+def propagate(node: fx.Node) -> None:
+    """Work out `values` of a call from those of its arguments."""
+    results = []
+    for index in range(len(BATCHES)):
+        args, kwargs = fx.node.map_arg(
+            (node.args, node.kwargs), lambda argument, index=index: argument.meta["values"][index]
+        )
+        if "device" in kwargs:
+            kwargs["device"] = torch.device("meta")
+        with torch.no_grad():
+            results.append(node.target(*args, **kwargs))  # type: ignore[operator]
+    node.meta["values"] = tuple(results)
+
+
+def without_data(*sizes: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """`values` of an input whose first size is the batch."""
+    return tuple(torch.empty(batch, *sizes, dtype=dtype, device="meta") for batch in BATCHES)
 
 
 def static_shape(node: fx.Node, dims: Sequence[int]) -> list[int]:
@@ -69,7 +97,7 @@ def depends_on(graph: fx.Graph, source: fx.Node) -> set[fx.Node]:
     """All nodes whose tensor is computed from the tensor `source`; sizes read off it do not count."""
     dependent = {source}
     for node in graph.nodes:
-        if isinstance(node.meta.get("val"), Tensor | tuple | list) and any(
+        if "values" in node.meta and isinstance(node.meta["values"][0], Tensor | tuple | list) and any(
             argument in dependent for argument in node.all_input_nodes
         ):
             dependent.add(node)
@@ -85,15 +113,12 @@ class GraphBuilder:
     """Adds nodes to a graph and works out their shapes and dtypes as it goes.
 
     Arguments:
-        module: the graph module whose graph grows; one of its inputs is called "image".
-        example: any node with a fake tensor; its fake mode is used for all new nodes.
+        module: the graph module whose graph grows.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self.graph = module.graph
-        self.image = placeholder(self.graph, "image")
-        self._fake_mode: FakeTensorMode = value(self.image).fake_mode  # type: ignore[attr-defined]
         self._meta: dict[str, Any] = {"path": "", "adjoint": False}
 
     @contextmanager
@@ -115,16 +140,14 @@ class GraphBuilder:
     def call(self, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
         """Append a call; arguments are nodes, numbers, or lists of them."""
         node = self.graph.call_function(target, args, kwargs)
-        fake_args, fake_kwargs = fx.node.map_arg((args, kwargs), lambda argument: argument.meta["val"])
-        # Without the Python dispatcher some C++ kernels (constant_pad_nd) would fix the batch at the example's.
-        with self._fake_mode, enable_python_dispatcher(), torch.no_grad():
-            node.meta = {**self._meta, "val": target(*fake_args, **fake_kwargs)}
+        node.meta = dict(self._meta)
+        propagate(node)
         return node
 
     def constant(self, preferred: str, data: Tensor) -> fx.Node:
         """A constant stored in the module under the path `preferred` (or a path like it that is free)."""
         node = self.graph.get_attr(place(self.module, preferred, data))
-        node.meta = {**self._meta, "val": self._fake_mode.from_tensor(data.detach(), static_shapes=True)}
+        node.meta = {**self._meta, "values": (data.to("meta"),) * len(BATCHES)}
         return node
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:

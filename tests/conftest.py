@@ -73,7 +73,13 @@ def make_toy(tmp_path: Path) -> Callable[..., Toy]:
             preset="paper",
             gates=(GateCount("relu", "normal", 0.6, 17), GateCount("max_pool", "softmax", 0.3, 1)),
             labels=labels,
-            verification=Verification(1e-4, "1.2.3", "4.5.6", (Measured(2, 1e-6, 2e-6, 3e-6, 4e-6),)),
+            verification=Verification(
+                tolerance=1e-4,
+                measure="norm",
+                onnxruntime="1.2.3",
+                torch="4.5.6",
+                batches=(Measured(2, 1e-6, 2e-6, 3e-6, 4e-6),),
+            ),
         )
         model = _model(weight, preprocessing.size)
         if described:

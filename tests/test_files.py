@@ -25,9 +25,11 @@ def test_a_file_appears_whole(tmp_path: Path) -> None:
 def test_a_file_is_replaced(tmp_path: Path) -> None:
     target = tmp_path / "result"
     target.write_text("old")
-    with replacing(target) as temporary:
-        temporary.write_text("new")
-        assert target.read_text() == "old"
+    with target.open() as reader:
+        with replacing(target) as temporary:
+            temporary.write_text("new")
+            assert target.read_text() == "old"
+        assert reader.read() == "old", "the old file was written into, not replaced"
     assert target.read_text() == "new"
 
 

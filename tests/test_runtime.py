@@ -203,7 +203,7 @@ def test_a_provider_that_is_not_there_is_refused(toy: Any) -> None:
 
 
 def test_a_provider_that_does_not_start_is_refused(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when onnxruntime-gpu is installed on a machine without CUDA: onnxruntime would go on with the CPU."""
+    """As with onnxruntime-gpu on a machine without CUDA: onnxruntime itself would go on with the CPU."""
     available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: available)
     monkeypatch.setattr(runtime, "_session", lambda path, *_: runtime.onnxruntime.InferenceSession(path))

@@ -36,7 +36,7 @@ def inspect(
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(_summary(artifact, file, description))
     for title, table in _tables(file, description):
-        console.print(f"\n{title}")
+        console.print(f"\n{title}", soft_wrap=True)
         console.print(table)
 
 
@@ -103,7 +103,8 @@ def _verified(verification: Verification | None) -> str:
     if verification is None:
         return "Verification"
     versions = f"onnxruntime {verification.onnxruntime}, torch {verification.torch}"
-    return f"Verification (largest relative error, tolerance {verification.tolerance:.0e}; {versions})"
+    measure = f"relative errors, of attributions by the {verification.measure}"
+    return f"Verification ({measure}; tolerance {verification.tolerance:.0e}; {versions})"
 
 
 def _verification(verification: Verification | None) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from sptrace.graph import Target, parameter, shape, value
+from sptrace.graph import Target, is_batch, parameter, shape, value
 
 OPSET = 21
 IR_VERSION = 10
@@ -136,8 +136,4 @@ def _origin(node: fx.Node) -> str:
 
 def _onnx_shape(node: fx.Node) -> list[int | str | None]:
     """The shape for the file; the batch is called N, a size computed from it stays open."""
-    named: Mapping[bool, str | None] = {True: "N", False: None}
-    return [
-        size if size != -1 else named[str(length).isidentifier()]
-        for size, length in zip(shape(node), value(node).shape, strict=True)
-    ]
+    return [size if size != -1 else "N" if is_batch(node, dim) else None for dim, size in enumerate(shape(node))]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from sptrace.graph import static_shape
+from sptrace.graph import static_shape, value
 from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
 
 
@@ -24,7 +24,7 @@ def convolution(
     groups: int = 1,
 ) -> Cotangents:
     """y = W * x + b gives x* = W^T * v, cropped or padded to the extent of x."""
-    spatial = range(2, len(static_shape(weight, range(weight.meta["val"].ndim))))
+    spatial = range(2, value(weight).ndim)
     stride, padding, dilation = (_per_dimension(option, len(spatial)) for option in (stride, padding, dilation))
     output_padding = [
         size - ((out - 1) * step - 2 * pad + spread * (kernel - 1) + 1)
@@ -52,7 +52,7 @@ def transposed_convolution(
     dilation: Sequence[int] = (1,),
 ) -> Cotangents:
     """y = W^T * x + b gives x* = W * v; the rows that output_padding added read nothing of x."""
-    rank = weight.meta["val"].ndim - 2
+    rank = value(weight).ndim - 2
     stride, padding, dilation = (_per_dimension(option, rank) for option in (stride, padding, dilation))
     yield x, pull.call(
         aten.convolution.default, v, weight, None, stride, padding, dilation, False, [0] * rank, groups

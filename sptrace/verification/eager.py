@@ -52,7 +52,7 @@ def reference(
             =============  ===================  ==========================================================
             "relu"         "phi", "sigmoid"     ReLU, and clamping from below at 0
             "relu6"        "phi", "relu"        ReLU6, and Hardtanh with lower bound 0
-            "hardtanh"     "phi"                Hardtanh with a negative lower bound; has no temperature
+            "hardtanh"     "gate"               Hardtanh with a negative lower bound; has no temperature
             "max_pool"     "softmax"            max-pooling of pictures
             "silu"         "gate"
             "gelu"         "gate"               both approximations
@@ -80,7 +80,7 @@ def reference(
         raise ValueError("give both mean and std, or neither")
     _check(rules)
     with torch.enable_grad():
-        leaf = image.detach().clone().requires_grad_()
+        leaf = image.detach().requires_grad_()
         pixels = leaf.clone()  # a network may overwrite its input, autograd forbids that of a leaf
         if mean is not None and std is not None:
             low, high = input_range
@@ -218,7 +218,7 @@ _RULES: dict[str, dict[str, Callable[..., Pullback] | None]] = {
         "relu": _times(lambda z, tau, **_: _phi(z / tau)),
     },
     "hardtanh": {
-        "phi": _times(
+        "gate": _times(
             lambda z, tau, min_val=-1.0, max_val=1.0, **_: (
                 max_val / z.clamp(min=max_val) * (min_val / z.clamp(max=min_val))
             )

@@ -13,6 +13,7 @@ from PIL import Image
 
 from sptrace import photo, picture
 from sptrace.cli import main
+from sptrace.errors import SptraceError
 
 
 @pytest.fixture
@@ -171,6 +172,26 @@ def test_a_mistake_is_one_line_and_leaves_no_file(
     assert errors.endswith("\n")
     assert message in errors
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("outputs", [("-o", "no/out.png"), ("-o", "out.png", "--save-npz", "no/out.npz")])
+def test_an_output_that_cannot_be_written_is_found_before_the_work(
+    toy: Any, photograph: Path, monkeypatch: pytest.MonkeyPatch, run: Any, outputs: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("sptrace.runtime.load", lambda *_, **__: pytest.fail("the work was begun"))
+    monkeypatch.chdir(photograph.parent)
+    assert run("explain", toy.path, photograph, *outputs)[0] == 2
+
+
+def test_a_message_of_several_lines_becomes_one(
+    toy: Any, photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise SptraceError("first line\n  second line")
+
+    monkeypatch.setattr("sptrace.runtime.load", fail)
+    _, _, errors = run("explain", toy.path, photograph, "-o", tmp_path / "out.png")
+    assert errors == "error: first line second line\n"
 
 
 def test_the_installed_command(toy: Any, photograph: Path, tmp_path: Path) -> None:

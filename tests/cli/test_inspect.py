@@ -59,7 +59,7 @@ def test_everything_is_shown(toy: Any, run: Any) -> None:
         assert expected in lines
     assert "Operators (14 nodes)" in output
     assert "shorter side to 40, bilinear, centre crop to 24 x 32" in output
-    assert "tolerance 1e-04" in output
+    assert "of attributions by the norm; tolerance 1e-04" in output
     assert "onnxruntime 1.2.3, torch 4.5.6" in output
 
 

@@ -28,9 +28,15 @@ def test_quiet_silences_prints_warnings_and_logs_and_lets_them_back(capfd, caplo
 def test_a_failed_download_says_what_to_do_and_restores_the_timeout(failure: Exception) -> None:
     before = socket.getdefaulttimeout()
     advice = r"of MODEL could not be downloaded from https://host/file \(.*\): .*--weights FILE"
-    with pytest.raises(SptraceError, match=advice), libraries.downloading("MODEL", "https://host/file"):
-        assert socket.getdefaulttimeout() == libraries.TIMEOUT_SECONDS
+    during = []
+
+    def fail() -> None:
+        during.append(socket.getdefaulttimeout())
         raise failure
+
+    with pytest.raises(SptraceError, match=advice), libraries.downloading("MODEL", "https://host/file"):
+        fail()
+    assert during == [libraries.TIMEOUT_SECONDS]
     assert socket.getdefaulttimeout() == before
 
 

@@ -65,9 +65,9 @@ def test_agrees_with_the_golden_file(name: str, program: str) -> None:
     )
     sampled = attribution.numpy().ravel()[deterministic.sample_index(2, attribution.numel())]
     # Two differences that are not of the method. Where the last bit of the float32 tanh in `images` comes out
-    # otherwise on another machine, answers move by about 1e-8 (measured by flipping it in 2 % of the pixels). And
-    # the authors' code answers (image + step) - image, rounded to half a unit in the last place of a number near
-    # 1: that is 1e-6 of the attributions of efficientnet_b0, which stay below 1e-10.
+    # otherwise on another machine, answers move by about 1e-8 (measured by changing it in 2 % of the pixels).
+    # And the authors' code answers (image + step) - image, rounded to half a unit in the last place
+    # of numbers near 1: that is 1e-6 of the attributions of efficientnet_b0, which stay below 1e-10.
     largest = np.abs(golden[program]).max()
     np.testing.assert_allclose(sampled, golden[program], rtol=0, atol=1e-7 * largest + 1.2e-16)
     np.testing.assert_allclose(np.linalg.norm(attribution.numpy()), golden[f"{program}_l2"], rtol=1e-7)
@@ -80,7 +80,7 @@ def test_agrees_with_the_golden_file(name: str, program: str) -> None:
 
 
 class Net(nn.Module):
-    """Any function of the image, and a linear head: the cotangent that the function gets is a row of `head`."""
+    """Any function of the image, and a linear head: the function's cotangent is a row of `head`."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], image: Tensor, classes: int = 3) -> None:
         super().__init__()
@@ -451,7 +451,7 @@ def test_multi_head_attention_is_looked_into(need_weights: bool) -> None:
         tokens = x[:, 0]
         output, weights = attention(tokens, tokens, tokens, need_weights=need_weights)
         assert (weights is not None) == need_weights
-        return output if weights is None else output + weights.sum()
+        return output if weights is None else output + (weights**2).sum()
 
     net = Net(form, image)
     attribution, logits, _ = reference(net, image, torch.tensor([1]), rules={"attention": ("value", 1.5)})
@@ -626,8 +626,10 @@ def test_a_batch_is_its_samples() -> None:
 
 def test_target_minus_one_is_the_predicted_class() -> None:
     module, image = small(), picture(3, 3, 8, 8, seed=1)
-    _, logits, _ = reference(module, image, torch.zeros(3, dtype=torch.int64), rules=SOFT)
+    _, logits, zero = reference(module, image, torch.zeros(3, dtype=torch.int64), rules=SOFT)
     predicted = logits.argmax(1)
+    assert predicted.any()
+    assert not zero.any()
     other = (predicted + 1) % 5
     target = torch.stack((predicted[0], other[1], predicted[2]))
     free, _, resolved = reference(module, image, torch.tensor([-1, int(other[1]), -1]), rules=SOFT)
