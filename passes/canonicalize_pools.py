@@ -51,7 +51,9 @@ def _adaptive_average(builder: GraphBuilder, node: fx.Node, x: fx.Node, size: Se
         return builder.call(aten.avg_pool2d.default, x, window, window, [0, 0])
     rows, columns = (_averaging_matrix(*pair) for pair in zip(sizes, outputs, strict=True))
     over_rows = builder.call(aten.matmul.default, builder.constant("averaging.rows", rows), x)
-    return builder.call(aten.matmul.default, over_rows, builder.constant("averaging.columns", columns.T.contiguous()))
+    return builder.call(
+        aten.matmul.default, over_rows, builder.constant("averaging.columns", columns.T.contiguous())
+    )
 
 
 def _averaging_matrix(size: int, outputs: int) -> Tensor:

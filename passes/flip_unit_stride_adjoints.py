@@ -37,7 +37,16 @@ def flip_unit_stride_adjoints(module: fx.GraphModule) -> int:
             builder.replace(
                 node,
                 builder.call(
-                    aten.convolution.default, v, turned, bias, stride, reach, dilation, False, output_padding, groups
+                    aten.convolution.default,
+                    v,
+                    turned,
+                    bias,
+                    stride,
+                    reach,
+                    dilation,
+                    False,
+                    output_padding,
+                    groups,
                 ),
             )
         count += 1

@@ -55,7 +55,9 @@ def _refuse_aliases(node: fx.Node, changed: fx.Node, position: dict[fx.Node, int
     for alias in [*bases, *views]:
         if isinstance(alias, fx.Node) and any(position[user] > now for user in alias.users):
             raise UnsupportedError(
-                _where(node, f"the in-place op {node.target} changes memory that is read again as {alias.name!r}")
+                _where(
+                    node, f"the in-place op {node.target} changes memory that is read again as {alias.name!r}"
+                )
             )
 
 

@@ -31,7 +31,9 @@ def soften(module: fx.GraphModule, softening: Softening) -> tuple[GateCount, ...
     builder = GraphBuilder(module)
     counts: Counter[tuple[str, str, float | None]] = Counter()
     for node in list(module.graph.nodes):
-        recognised = RECOGNISERS[node.target](*node.args, **node.kwargs) if node.target in RECOGNISERS else None
+        recognised = (
+            RECOGNISERS[node.target](*node.args, **node.kwargs) if node.target in RECOGNISERS else None
+        )
         if recognised is None:
             continue
         kind, gate, arguments = recognised
@@ -39,7 +41,9 @@ def soften(module: fx.GraphModule, softening: Softening) -> tuple[GateCount, ...
         with builder.replacing(node):
             builder.replace(node, builder.call(gate, *arguments, rule=rule, tau=tau))
         counts[kind, rule, tau] += 1
-    return tuple(GateCount(*gate, count) for gate, count in sorted(counts.items(), key=lambda item: item[0][0]))
+    return tuple(
+        GateCount(*gate, count) for gate, count in sorted(counts.items(), key=lambda item: item[0][0])
+    )
 
 
 def _relu(z: fx.Node) -> tuple[str, Target, tuple[Any, ...]]:
@@ -53,16 +57,15 @@ def _relu6(z: fx.Node) -> tuple[str, Target, tuple[Any, ...]]:
 def _clamp(
     z: fx.Node, low: float | None = None, high: float | None = None
 ) -> tuple[str, Target, tuple[Any, ...]] | None:
-    """Clamping at 0 is a ReLU under another name; clamping elsewhere gates nothing."""
-    if low == 0 and high is None:
-        return _relu(z)
-    if low is None or high is None or isinstance(low, fx.Node) or isinstance(high, fx.Node) or not low <= 0 < high:
-        return None
-    return "relu6" if low == 0 else "hardtanh", gates.hardtanh, (z, float(low), float(high))
+    """Clamping from below at 0 is a ReLU under another name; clamping elsewhere gates nothing."""
+    return _relu(z) if low == 0 and high is None else None
 
 
 def _hardtanh(z: fx.Node, low: float = -1.0, high: float = 1.0) -> tuple[str, Target, tuple[Any, ...]] | None:
-    return _clamp(z, low, high)
+    """A lower end of 0 makes a ReLU6; with 0 outside the range, y = z m(z) would need an infinite m: no gate."""
+    if not low <= 0 < high:
+        return None
+    return "relu6" if low == 0 else "hardtanh", gates.hardtanh, (z, float(low), float(high))
 
 
 def _max_pool2d(z: fx.Node, *options: Any) -> tuple[str, Target, tuple[Any, ...]]:

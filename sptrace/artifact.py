@@ -120,9 +120,13 @@ class Description:
             if verification is not None:
                 batches = tuple(Measured(**batch) for batch in verification.pop("batches"))
                 verification = Verification(**verification, batches=batches)
-            return Description(**_tuples(data), preprocessing=preprocessing, gates=gates, verification=verification)
+            return Description(
+                **_tuples(data), preprocessing=preprocessing, gates=gates, verification=verification
+            )
         except (KeyError, TypeError, ValueError) as error:
-            raise SptraceError(f"the artifact's description is damaged ({error}): compile it again") from error
+            raise SptraceError(
+                f"the artifact's description is damaged ({error}): compile it again"
+            ) from error
 
 
 def _tuples(data: dict[str, Any]) -> dict[str, Any]:

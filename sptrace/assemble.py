@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +67,9 @@ def _normalize_input(module: fx.GraphModule, preprocessing: Preprocessing) -> No
     readers = list(image.users)
     with module.graph.inserting_before(image.next), builder.origin(image, adjoint=False):
         scaled = builder.call(aten.mul.Tensor, image, builder.constant("input.factor", _per_channel(factor)))
-        normalized = builder.call(aten.add.Tensor, scaled, builder.constant("input.offset", _per_channel(offset)))
+        normalized = builder.call(
+            aten.add.Tensor, scaled, builder.constant("input.offset", _per_channel(offset))
+        )
     image.replace_all_uses_with(normalized, delete_user_cb=lambda user: user in readers)
 
 

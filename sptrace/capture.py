@@ -42,7 +42,11 @@ def capture(module: nn.Module, example: Tensor) -> fx.GraphModule:
     try:
         with _quiet():
             exported = torch.export.export(
-                module, (batch,), dynamic_shapes=({0: Dim("batch")},), strict=False, prefer_deferred_runtime_asserts_over_guards=True
+                module,
+                (batch,),
+                dynamic_shapes=({0: Dim("batch")},),
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
             )
     except Exception as error:  # torch.export raises whatever the network's own code raises under tracing
         raise UnsupportedError(_why_export_failed(error)) from error
@@ -64,13 +68,28 @@ def _quiet() -> Iterator[None]:
 
 def check(module: nn.Module, example: Tensor) -> None:
     """Refuse what cannot be compiled before any time is spent on it."""
-    training = next((name or type(module).__name__ for name, child in module.named_modules() if child.training), None)
+    training = next(
+        (name or type(module).__name__ for name, child in module.named_modules() if child.training), None
+    )
     if module.training:
-        raise SptraceError("the network is in train mode, where dropout and batch norm differ: call .eval() on it first")
+        raise SptraceError(
+            "the network is in train mode, where dropout and batch norm differ: call .eval() on it first"
+        )
     if training is not None and not isinstance(module, torch.fx.GraphModule):
-        raise SptraceError(f"the network's module {training!r} is in train mode: call .eval() on the whole network first")
-    if not isinstance(example, Tensor) or example.ndim != 4 or example.dtype != torch.float32 or len(example) == 0:
-        given = f"{tuple(example.shape)} {example.dtype}" if isinstance(example, Tensor) else type(example).__name__
+        raise SptraceError(
+            f"the network's module {training!r} is in train mode: call .eval() on the whole network first"
+        )
+    if (
+        not isinstance(example, Tensor)
+        or example.ndim != 4
+        or example.dtype != torch.float32
+        or len(example) == 0
+    ):
+        given = (
+            f"{tuple(example.shape)} {example.dtype}"
+            if isinstance(example, Tensor)
+            else type(example).__name__
+        )
         raise SptraceError(f"the example must be a float32 tensor of shape [N, 3, H, W], not {given}")
 
 
@@ -104,9 +123,13 @@ def _import_graph(exported: ExportedProgram) -> fx.GraphModule:
             spec = specs[node.name]
             if spec.kind == InputKind.USER_INPUT:
                 new = graph.placeholder("image")
-                new.meta = _meta(node) | {"values": without_data(*node.meta["val"].shape[1:], dtype=torch.float32)}
+                new.meta = _meta(node) | {
+                    "values": without_data(*node.meta["val"].shape[1:], dtype=torch.float32)
+                }
             else:
-                new = constants.get(spec.target) or graph.get_attr(place(module, spec.target, _data(exported, spec.target)))
+                new = constants.get(spec.target) or graph.get_attr(
+                    place(module, spec.target, _data(exported, spec.target))
+                )
                 new.meta = _meta(node) | {"values": (parameter(module, new).to("meta"),) * len(BATCHES)}
                 constants[spec.target] = new
         elif node.op == "output":
@@ -130,7 +153,9 @@ def _data(exported: ExportedProgram, name: str) -> Tensor:
 def _logits(exported: ExportedProgram, output: fx.Node) -> fx.Node:
     results = [node for node in output.args[0] if isinstance(node, fx.Node)]  # type: ignore[union-attr]
     if len(results) != 1:
-        raise UnsupportedError(f"the network returns {len(results)} tensors: wrap it so that it returns the logits alone")
+        raise UnsupportedError(
+            f"the network returns {len(results)} tensors: wrap it so that it returns the logits alone"
+        )
     logits = results[0].meta["val"]
     if logits.ndim != 2 or isinstance(logits.shape[0], int) or not logits.dtype.is_floating_point:
         raise UnsupportedError(

@@ -94,11 +94,18 @@ def compile(
         labels=None if labels is None else tuple(labels),
         weights="those of the module given to sptrace.compile",
     )
-    return compile_network(network, example, program=program, softening=Softening.of(softening), progress=progress)
+    return compile_network(
+        network, example, program=program, softening=Softening.of(softening), progress=progress
+    )
 
 
 def compile_network(
-    network: Network, example: Tensor, *, program: str, softening: Softening, progress: Progress = lambda stage: None
+    network: Network,
+    example: Tensor,
+    *,
+    program: str,
+    softening: Softening,
+    progress: Progress = lambda stage: None,
 ) -> Program:
     """Compile a network whose preprocessing is known; arguments and errors as in `compile`."""
     softening = program_kind(program).softening(softening)
@@ -110,11 +117,15 @@ def compile_network(
     progress("building the pullback")
     assembled = assemble(captured, preprocessing, softening)
     if network.labels is not None and len(network.labels) != assembled.classes:
-        raise SptraceError(f"{len(network.labels)} labels for {assembled.classes} classes: give one name per class")
+        raise SptraceError(
+            f"{len(network.labels)} labels for {assembled.classes} classes: give one name per class"
+        )
     progress("writing ONNX")
     proto = emit(assembled.module, network.name)
     progress("verifying")
-    verification = verify(proto.SerializeToString(), assembled, network.module, example, preprocessing, softening)
+    verification = verify(
+        proto.SerializeToString(), assembled, network.module, example, preprocessing, softening
+    )
     description = Description(
         version=__version__,
         program=program,
@@ -137,7 +148,8 @@ def example_image(preprocessing: Preprocessing) -> Tensor:
     low, high = preprocessing.input_range
     rows, columns = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     waves = [
-        torch.sin(2 * torch.pi * (frequency * rows + phase)) * torch.cos(2 * torch.pi * (3 * frequency * columns - phase))
+        torch.sin(2 * torch.pi * (frequency * rows + phase))
+        * torch.cos(2 * torch.pi * (3 * frequency * columns - phase))
         for frequency, phase in ((2, 0.1), (3, 0.4), (5, 0.7))
     ]
     noise = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0)) - 0.5
@@ -154,7 +166,9 @@ def _described(proto: onnx.ModelProto, description: Description) -> bytes:
 def _range(input_range: Sequence[float]) -> tuple[float, float]:
     low, high = input_range
     if not low < high:
-        raise SptraceError(f"input_range must be (black, white) with black below white, not {tuple(input_range)}")
+        raise SptraceError(
+            f"input_range must be (black, white) with black below white, not {tuple(input_range)}"
+        )
     return float(low), float(high)
 
 
@@ -163,5 +177,7 @@ def _triple(numbers: Sequence[float] | None, name: str) -> tuple[float, float, f
         return None
     values = tuple(float(number) for number in numbers)
     if len(values) != 3 or (name == "std" and min(values) <= 0):
-        raise SptraceError(f"{name} must be three numbers{' above 0' if name == 'std' else ''}, not {list(values)}")
+        raise SptraceError(
+            f"{name} must be three numbers{' above 0' if name == 'std' else ''}, not {list(values)}"
+        )
     return values[0], values[1], values[2]

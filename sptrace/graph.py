@@ -97,8 +97,10 @@ def depends_on(graph: fx.Graph, source: fx.Node) -> set[fx.Node]:
     """All nodes whose tensor is computed from the tensor `source`; sizes read off it do not count."""
     dependent = {source}
     for node in graph.nodes:
-        if "values" in node.meta and isinstance(node.meta["values"][0], Tensor | tuple | list) and any(
-            argument in dependent for argument in node.all_input_nodes
+        if (
+            "values" in node.meta
+            and isinstance(node.meta["values"][0], Tensor | tuple | list)
+            and any(argument in dependent for argument in node.all_input_nodes)
         ):
             dependent.add(node)
     return dependent
@@ -125,7 +127,9 @@ class GraphBuilder:
     def origin(self, node: fx.Node, *, adjoint: bool) -> Iterator[None]:
         """Within this context new nodes are recorded as coming from where `node` came from."""
         previous = self._meta
-        self._meta = {key: node.meta[key] for key in ("path", "source") if key in node.meta} | {"adjoint": adjoint}
+        self._meta = {key: node.meta[key] for key in ("path", "source") if key in node.meta} | {
+            "adjoint": adjoint
+        }
         try:
             yield
         finally:

@@ -31,8 +31,12 @@ class ProgramKind:
 
 PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
     {
-        "soft_pullback": ProgramKind("the pullback of the target's logit, gates softened", "arXiv 2507.22832, section 3"),
-        "gradient": ProgramKind("the gradient of the target's logit", "Simonyan et al., arXiv 1312.6034", hard=True),
+        "soft_pullback": ProgramKind(
+            "the pullback of the target's logit, gates softened", "arXiv 2507.22832, section 3"
+        ),
+        "gradient": ProgramKind(
+            "the gradient of the target's logit", "Simonyan et al., arXiv 1312.6034", hard=True
+        ),
     }
 )
 

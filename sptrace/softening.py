@@ -59,7 +59,9 @@ class Softening:
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
-            raise SptraceError(f"there is no softening preset {self.preset!r}: use one of {', '.join(PRESETS)}")
+            raise SptraceError(
+                f"there is no softening preset {self.preset!r}: use one of {', '.join(PRESETS)}"
+            )
         for kind in [*self.tau, *self.rule]:
             if kind not in RULES:
                 raise SptraceError(f"there is no kind of gate {kind!r}: use one of {', '.join(RULES)}")
@@ -68,9 +70,13 @@ class Softening:
                 raise SptraceError(f"{kind} has no rule {rule!r}: use one of {', '.join(RULES[kind])}")
         for kind, tau in self.tau.items():
             if not 0 < tau < float("inf"):
-                raise SptraceError(f"the temperature of {kind} must be above 0, not {tau}: rule 'hard' is the limit at 0")
+                raise SptraceError(
+                    f"the temperature of {kind} must be above 0, not {tau}: rule 'hard' is the limit at 0"
+                )
             if self._rule(kind) in WITHOUT_TEMPERATURE:
-                raise SptraceError(f"the rule {self._rule(kind)!r} of {kind} has no temperature: leave tau out, or use another rule")
+                raise SptraceError(
+                    f"the rule {self._rule(kind)!r} of {kind} has no temperature: leave tau out, or use another rule"
+                )
 
     @staticmethod
     def of(softening: Softening | str) -> Softening:

@@ -33,14 +33,23 @@ def emit(module: fx.GraphModule, name: str) -> onnx.ModelProto:
         elif node.op == "get_attr":
             builder.weight(node)
         elif node.op == "output":
-            outputs = [builder.output(result, name) for result, name in zip(node.args[0], OUTPUTS, strict=True)]
+            outputs = [
+                builder.output(result, name) for result, name in zip(node.args[0], OUTPUTS, strict=True)
+            ]
         elif node.target in EMITTERS:
             builder.emit(node, EMITTERS[node.target])
         else:
             where = node.meta.get("source", "source unknown")
-            raise UnsupportedError(f"there is no ONNX emitter for {node.target} ({where}): add one to sptrace.emission")
+            raise UnsupportedError(
+                f"there is no ONNX emitter for {node.target} ({where}): add one to sptrace.emission"
+            )
     graph = ir.Graph(
-        inputs, outputs, nodes=builder.nodes, initializers=builder.initializers, opset_imports={"": OPSET}, name=name
+        inputs,
+        outputs,
+        nodes=builder.nodes,
+        initializers=builder.initializers,
+        opset_imports={"": OPSET},
+        name=name,
     )
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="sptrace", producer_version=__version__)
     proto = ir.to_proto(model)

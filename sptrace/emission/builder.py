@@ -66,7 +66,9 @@ class OnnxBuilder:
 
     def weight(self, node: fx.Node) -> None:
         """An initializer under the constant's own name."""
-        self._values[node] = self._initializer(str(node.target), parameter(self._module, node).contiguous().numpy())
+        self._values[node] = self._initializer(
+            str(node.target), parameter(self._module, node).contiguous().numpy()
+        )
 
     def emit(self, node: fx.Node, emitter: Emitter) -> None:
         """Write one node of the graph."""
@@ -136,4 +138,6 @@ def _origin(node: fx.Node) -> str:
 
 def _onnx_shape(node: fx.Node) -> list[int | str | None]:
     """The shape for the file; the batch is called N, a size computed from it stays open."""
-    return [size if size != -1 else "N" if is_batch(node, dim) else None for dim, size in enumerate(shape(node))]
+    return [
+        size if size != -1 else "N" if is_batch(node, dim) else None for dim, size in enumerate(shape(node))
+    ]

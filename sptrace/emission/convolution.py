@@ -27,7 +27,9 @@ def conv(
 ) -> ir.Value:
     """Conv."""
     rank = value(weight).ndim - 2
-    options = [list(option) * rank if len(option) == 1 else list(option) for option in (stride, padding, dilation)]
+    options = [
+        list(option) * rank if len(option) == 1 else list(option) for option in (stride, padding, dilation)
+    ]
     return convolution(onnx, node, x, weight, bias, *options, False, [0] * rank, groups)
 
 

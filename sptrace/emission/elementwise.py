@@ -30,7 +30,9 @@ BINARY = {
     aten.div.Scalar: "Div",
     aten.eq.Tensor: "Equal",
     aten.gt.Scalar: "Greater",
+    aten.ge.Scalar: "GreaterOrEqual",
     aten.lt.Scalar: "Less",
+    aten.le.Scalar: "LessOrEqual",
     aten.clamp_min.default: "Max",
     aten.clamp_max.default: "Min",
     aten.logical_and.default: "And",
@@ -128,9 +130,7 @@ def where_scalar_other(
 
 
 @emits(aten.where.ScalarSelf)
-def where_scalar_self(
-    onnx: OnnxBuilder, node: fx.Node, condition: fx.Node, a: float, b: fx.Node
-) -> ir.Value:
+def where_scalar_self(onnx: OnnxBuilder, node: fx.Node, condition: fx.Node, a: float, b: fx.Node) -> ir.Value:
     """Where with a number in place of the first tensor."""
     return onnx.op("Where", condition, onnx.operand(a, b), b)
 
@@ -149,13 +149,17 @@ def zeros_like(onnx: OnnxBuilder, node: fx.Node, x: fx.Node) -> ir.Value:
 
 
 @emits(aten.mean.dim)
-def mean(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dims: Sequence[int], keepdim: bool = False) -> ir.Value:
+def mean(
+    onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dims: Sequence[int], keepdim: bool = False
+) -> ir.Value:
     """ReduceMean."""
     return onnx.op("ReduceMean", x, onnx.integers(dims), keepdims=int(keepdim))
 
 
 @emits(aten.sum.dim_IntList)
-def sum_(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dims: Sequence[int], keepdim: bool = False) -> ir.Value:
+def sum_(
+    onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dims: Sequence[int], keepdim: bool = False
+) -> ir.Value:
     """ReduceSum."""
     return onnx.op("ReduceSum", x, onnx.integers(dims), keepdims=int(keepdim))
 
@@ -167,7 +171,9 @@ def argmax(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dim: int, keepdim: bool
 
 
 @emits(aten.linear.default)
-def linear(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None = None) -> ir.Value:
+def linear(
+    onnx: OnnxBuilder, node: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None = None
+) -> ir.Value:
     """Gemm for matrices, else MatMul with the weights turned in the graph."""
     if value(x).ndim == 2:
         return onnx.op("Gemm", x, weight, *([] if bias is None else [bias]), transB=1)

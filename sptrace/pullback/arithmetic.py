@@ -58,14 +58,41 @@ def div(pull: Pull, v: fx.Node, y: fx.Node, a: Operand, b: Operand) -> Cotangent
         yield b, pull.unbroadcast(_times(pull, pull.call(aten.mul.Tensor, quotient, y), -1), b)
 
 
+@adjoint(aten.clamp.default, aten.hardtanh.default)
+def clamp(
+    pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, low: float | None = None, high: float | None = None
+) -> Cotangents:
+    """A clamp that is no gate (`soften` leaves those alone): v where the bounds did not act."""
+    for bound, compare in ((low, aten.ge.Scalar), (high, aten.le.Scalar)):
+        if bound is not None:
+            v = pull.call(aten.where.ScalarOther, pull.call(compare, x, bound), v, 0.0)
+    yield x, v
+
+
+@adjoint(aten.clamp_min.default)
+def clamp_min(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, low: float) -> Cotangents:
+    """v where x is not below `low`."""
+    yield from clamp(pull, v, y, x, low)
+
+
+@adjoint(aten.clamp_max.default)
+def clamp_max(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, high: float) -> Cotangents:
+    """v where x is not above `high`."""
+    yield from clamp(pull, v, y, x, None, high)
+
+
 @adjoint(aten.sum.dim_IntList)
-def sum_(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dims: Sequence[int], keepdim: bool = False) -> Cotangents:
+def sum_(
+    pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dims: Sequence[int], keepdim: bool = False
+) -> Cotangents:
     """y = sum of x over `dims`: every summand gets v."""
     yield x, _spread(pull, v, x, dims)
 
 
 @adjoint(aten.mean.dim)
-def mean(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dims: Sequence[int], keepdim: bool = False) -> Cotangents:
+def mean(
+    pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dims: Sequence[int], keepdim: bool = False
+) -> Cotangents:
     """y = mean of x over `dims`: every summand gets its share of v."""
     count = 1
     for size in static_shape(x, dims):

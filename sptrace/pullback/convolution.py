@@ -25,15 +25,26 @@ def convolution(
 ) -> Cotangents:
     """y = W * x + b gives x* = W^T * v, cropped or padded to the extent of x."""
     spatial = range(2, value(weight).ndim)
-    stride, padding, dilation = (_per_dimension(option, len(spatial)) for option in (stride, padding, dilation))
+    stride, padding, dilation = (
+        _per_dimension(option, len(spatial)) for option in (stride, padding, dilation)
+    )
     output_padding = [
         size - ((out - 1) * step - 2 * pad + spread * (kernel - 1) + 1)
         for size, out, kernel, step, pad, spread in zip(
-            static_shape(x, spatial), static_shape(y, spatial), static_shape(weight, spatial), stride, padding, dilation, strict=True
+            static_shape(x, spatial),
+            static_shape(y, spatial),
+            static_shape(weight, spatial),
+            stride,
+            padding,
+            dilation,
+            strict=True,
         )
     ]
-    yield x, pull.call(
-        aten.convolution.default, v, weight, None, stride, padding, dilation, True, output_padding, groups
+    yield (
+        x,
+        pull.call(
+            aten.convolution.default, v, weight, None, stride, padding, dilation, True, output_padding, groups
+        ),
     )
 
 
@@ -54,8 +65,11 @@ def transposed_convolution(
     """y = W^T * x + b gives x* = W * v; the rows that output_padding added read nothing of x."""
     rank = value(weight).ndim - 2
     stride, padding, dilation = (_per_dimension(option, rank) for option in (stride, padding, dilation))
-    yield x, pull.call(
-        aten.convolution.default, v, weight, None, stride, padding, dilation, False, [0] * rank, groups
+    yield (
+        x,
+        pull.call(
+            aten.convolution.default, v, weight, None, stride, padding, dilation, False, [0] * rank, groups
+        ),
     )
 
 

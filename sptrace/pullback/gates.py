@@ -39,7 +39,9 @@ def hardtanh(
     `hard`: v where low < z < high.
     """
     if rule == "hard":
-        inside = pull.call(aten.logical_and.default, pull.call(aten.gt.Scalar, z, low), pull.call(aten.lt.Scalar, z, high))
+        inside = pull.call(
+            aten.logical_and.default, pull.call(aten.gt.Scalar, z, low), pull.call(aten.lt.Scalar, z, high)
+        )
         yield z, pull.call(aten.where.ScalarOther, inside, v, 0.0)
         return
     if low == 0:
@@ -54,7 +56,9 @@ def hardtanh(
 
 def _over(pull: Pull, v: fx.Node, bound: float, clamped: fx.Node) -> fx.Node:
     """v * bound / max(z, bound), or min: the part of the gate that bends away from y = z."""
-    return pull.call(aten.mul.Tensor, v, pull.call(aten.mul.Tensor, pull.call(aten.reciprocal.default, clamped), bound))
+    return pull.call(
+        aten.mul.Tensor, v, pull.call(aten.mul.Tensor, pull.call(aten.reciprocal.default, clamped), bound)
+    )
 
 
 def _phi(pull: Pull, z: fx.Node, tau: float) -> fx.Node:

@@ -9,7 +9,9 @@ from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
 
 
 @adjoint(aten.linear.default)
-def linear(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None = None) -> Cotangents:
+def linear(
+    pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None = None
+) -> Cotangents:
     """y = x W^T + b gives x* = v W."""
     yield x, pull.call(aten.matmul.default, v, weight)
 

@@ -77,14 +77,18 @@ def max_pool2d(
     In the softmax padded cells count as 0, and so do the cells by which a last window of ceil_mode overhangs; what falls on
     them is dropped. The maximum itself ignores them.
     """
-    geometry = zip(static_shape(z, [2, 3]), static_shape(y, [2, 3]), kernel, stride, padding, dilation, strict=True)
+    geometry = zip(
+        static_shape(z, [2, 3]), static_shape(y, [2, 3]), kernel, stride, padding, dilation, strict=True
+    )
     axes = tuple(Axis(*numbers) for numbers in geometry)
     padded = _pad(pull, z, axes, 0.0 if rule == "softmax" else NEGATIVE_INFINITY)
     slices = list(_slices(pull, padded, axes))
     if rule == "softmax":
         assert tau is not None
         # The peak keeps exp in range; where there is padding it must count the zeros too.
-        peak = y if padded is z else pull.call(aten.max_pool2d.default, padded, kernel, stride, [0, 0], dilation)
+        peak = (
+            y if padded is z else pull.call(aten.max_pool2d.default, padded, kernel, stride, [0, 0], dilation)
+        )
         parts = _softmax_parts(pull, v, slices, peak, tau)
     else:
         parts = _first_maximum_parts(pull, v, slices, y)
@@ -124,7 +128,9 @@ def avg_pool2d(
 
     The pass `canonicalize_pools` has brought all average pools into this form: padded cells count, windows are complete.
     """
-    geometry = zip(static_shape(x, [2, 3]), static_shape(y, [2, 3]), kernel, stride, padding, (1, 1), strict=True)
+    geometry = zip(
+        static_shape(x, [2, 3]), static_shape(y, [2, 3]), kernel, stride, padding, (1, 1), strict=True
+    )
     axes = tuple(Axis(*numbers) for numbers in geometry)
     if all(axis.stride == 1 for axis in axes):
         # The windows over a cell start at the cell itself and before it: again an average pool.
@@ -186,7 +192,8 @@ def _interleave(pull: Pull, phases: dict[tuple[int, int], fx.Node], axes: Sequen
     ]
     batch, channels, height, width = shape(some)
     stacked = pull.reshape(
-        pull.call(aten.cat.default, in_order, 1), [batch, rows.stride, columns.stride, channels, height, width]
+        pull.call(aten.cat.default, in_order, 1),
+        [batch, rows.stride, columns.stride, channels, height, width],
     )
     woven = pull.call(aten.permute.default, stacked, [0, 3, 4, 1, 5, 2])
     return pull.reshape(woven, [batch, channels, height * rows.stride, width * columns.stride])

@@ -61,7 +61,9 @@ class Pull(GraphBuilder):
         """Sum `v` over the dimensions along which `x` was broadcast: the adjoint of broadcasting."""
         given, sizes = shape(v), shape(x)
         leading = len(given) - len(sizes)
-        dims = [dim for dim in range(len(given)) if dim < leading or (sizes[dim - leading] == 1 != given[dim])]
+        dims = [
+            dim for dim in range(len(given)) if dim < leading or (sizes[dim - leading] == 1 != given[dim])
+        ]
         if dims:
             v = self.call(aten.sum.dim_IntList, v, dims, True)
         return self.reshape(v, sizes)

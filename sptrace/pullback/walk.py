@@ -23,7 +23,9 @@ def pull_back(module: fx.GraphModule, output: fx.Node, cotangent: fx.Node, sourc
     """
     needed = depends_on(module.graph, source)
     if output not in needed:
-        raise UnsupportedError("the network's output does not depend on the image: there is nothing to explain")
+        raise UnsupportedError(
+            "the network's output does not depend on the image: there is nothing to explain"
+        )
     pull = Pull(module, needed)
     order = [node for node in module.graph.nodes if node in needed]
     contributions: dict[fx.Node, list[fx.Node]] = {output: [cotangent]}
@@ -50,12 +52,20 @@ def _apply_rule(pull: Pull, v: fx.Node, node: fx.Node) -> list[tuple[fx.Node, fx
     rule = TABLE.get(node.target)  # type: ignore[arg-type]
     if rule is None:
         raise UnsupportedError(_complaint(node, f"there is no pullback rule for {node.target}"))
-    pairs = [(argument, part) for argument, part in rule(pull, v, node, *node.args, **node.kwargs) if pull.needs(argument)]
+    pairs = [
+        (argument, part)
+        for argument, part in rule(pull, v, node, *node.args, **node.kwargs)
+        if pull.needs(argument)
+    ]
     covered = {argument for argument, _ in pairs}
-    missing = [argument for argument in node.all_input_nodes if pull.needs(argument) and argument not in covered]
+    missing = [
+        argument for argument in node.all_input_nodes if pull.needs(argument) and argument not in covered
+    ]
     if missing:
         raise UnsupportedError(
-            _complaint(node, f"the pullback rule for {node.target} does not cover its input {missing[0].name!r}")
+            _complaint(
+                node, f"the pullback rule for {node.target} does not cover its input {missing[0].name!r}"
+            )
         )
     return pairs
 
@@ -63,4 +73,6 @@ def _apply_rule(pull: Pull, v: fx.Node, node: fx.Node) -> list[tuple[fx.Node, fx
 def _complaint(node: fx.Node, what: str) -> str:
     where = node.meta.get("path") or "the network's top level"
     source = node.meta.get("source", "source unknown")
-    return f"{what} (module {where}, {source}): replace the op in the network, or add a rule to sptrace.pullback"
+    return (
+        f"{what} (module {where}, {source}): replace the op in the network, or add a rule to sptrace.pullback"
+    )

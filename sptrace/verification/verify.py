@@ -52,7 +52,9 @@ def verify(
     measured = []
     for images in (example, torch.cat([example, example[:1].flip(-1)])):
         target = torch.full((len(images),), -1)
-        attribution, logits = session.run(["attribution", "logits"], {"image": images.numpy(), "target": target.numpy()})
+        attribution, logits = session.run(
+            ["attribution", "logits"], {"image": images.numpy(), "target": target.numpy()}
+        )
         with torch.no_grad():
             module_attribution, module_logits = assembled.module(images, target)
         eager_attribution, eager_logits, _ = reference(

@@ -231,7 +231,7 @@ def test_hardtanh_from_zero_to_its_own_bound() -> None:
 )
 def test_hardtanh_is_pulled_back_by_its_own_gate(form: Callable[[Tensor], Tensor]) -> None:
     image = picture(1, 3, 4, 5)
-    attribution, cotangent, _ = pull(form, image, {"hardtanh": ("phi", None)})
+    attribution, cotangent, _ = pull(form, image, {"hardtanh": ("gate", None)})
     gate = (F.hardtanh(image, -0.5, 2.0) / image)[0].numpy()  # y = z * m(z)
     np.testing.assert_allclose(attribution, cotangent * gate, rtol=1e-12)
 
@@ -553,7 +553,7 @@ HARD: dict[str, Callable[[Tensor], Tensor]] = {
     "layer_norm": lambda x: F.layer_norm(x, (4,)),
     "attention": lambda x: F.scaled_dot_product_attention(x, 0.3 * x, x),
 }
-SOFT: dict[str, Rule] = {**PAPER, "relu6": ("phi", 0.6), "hardtanh": ("phi", None)}
+SOFT: dict[str, Rule] = {**PAPER, "relu6": ("phi", 0.6), "hardtanh": ("gate", None)}
 
 
 @pytest.mark.parametrize("kind", HARD)
