@@ -14,7 +14,8 @@ class Network:
     """A network ready to be compiled.
 
     Arguments:
-        module: in eval mode; takes float32 [N, 3, H, W] normalised with `preprocessing.mean` and `.std`, gives logits [N, classes].
+        module: in eval mode; takes float32 [N, 3, H, W] normalised with `preprocessing.mean` and `.std`, gives
+            logits [N, classes].
         name: as the user wrote it, for example "torchvision:resnet50".
         preprocessing: how a photograph becomes its input.
         labels: one name per class, or None.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from torch import fx
 
+from sptrace.passes.canonicalize_padding import canonicalize_padding
 from sptrace.passes.canonicalize_pools import canonicalize_pools
 from sptrace.passes.canonicalize_shapes import canonicalize_shapes
 from sptrace.passes.flip_unit_stride_adjoints import flip_unit_stride_adjoints
@@ -27,6 +28,7 @@ PREPARE: tuple[Pass, ...] = (
     functionalize,
     remove_identities,
     canonicalize_shapes,
+    canonicalize_padding,
     canonicalize_pools,
     fold_batch_norms,
 )
@@ -52,6 +54,7 @@ __all__ = [
     "LOWER",
     "PREPARE",
     "Pass",
+    "canonicalize_padding",
     "canonicalize_pools",
     "canonicalize_shapes",
     "flip_unit_stride_adjoints",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx
 
-from sptrace.graph import GraphBuilder, static_shape
+from sptrace.graph import GraphBuilder, Target, static_shape
 
 aten = torch.ops.aten
 
@@ -21,12 +21,13 @@ def canonicalize_pools(module: fx.GraphModule) -> int:
     3. adaptive_avg_pool2d to a divisor of the size     -> avg_pool2d
     4. adaptive_avg_pool2d otherwise                    -> two products with a constant matrix, one per dimension
     5. avg_pool2d whose padded cells count              -> avg_pool2d(x, kernel, stride, padding)
-    6. avg_pool2d otherwise (count_include_pad=False, overhang of ceil_mode, divisor_override)
-                                                        -> constant_pad_nd, avg_pool2d(x, kernel, stride), times a constant map
+    6. avg_pool2d otherwise                             -> constant_pad_nd, avg_pool2d(x, kernel, stride), times
+       (count_include_pad=False, divisor_override,         a constant map
+       overhang of ceil_mode)
     7. max_pool2d                                       -> max_pool2d with all arguments written out
     """
     builder = GraphBuilder(module)
-    rewrites = {
+    rewrites: dict[Target, Callable[..., fx.Node]] = {
         aten.adaptive_avg_pool2d.default: _adaptive_average,
         aten.avg_pool2d.default: _average,
         aten.max_pool2d.default: _maximum,

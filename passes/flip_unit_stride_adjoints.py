@@ -16,9 +16,9 @@ def flip_unit_stride_adjoints(module: fx.GraphModule) -> int:
     Before:  x = convolution(v, w, None, [1, 1], [p, p], [d, d], transposed=True, ...)
     After:   x = convolution(v, flip(transpose(w)), None, [1, 1], [d (k - 1) - p] * 2, [d, d], transposed=False, ...)
 
-    Runtimes have faster kernels for it (onnxruntime's CPU provider: 1.8 times on ResNet-50's). The weights are turned in
-    the graph, so the file keeps one copy of them; runtimes fold that when they load it. Declines where the padding exceeds
-    d (k - 1), which would need a crop.
+    Runtimes have faster kernels for it (onnxruntime's CPU provider: 1.8 times on ResNet-50's). The weights are
+    turned in the graph, so the file keeps one copy of them; runtimes fold that when they load it. Declines where
+    the padding exceeds d (k - 1), which would need a crop.
     """
     builder = GraphBuilder(module)
     count = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -26,11 +28,11 @@ def fold_batch_norms(module: fx.GraphModule) -> int:
     builder = GraphBuilder(module)
     norms = [node for node in module.graph.nodes if node.target == aten.batch_norm.default]
     for norm in norms:
-        scale, shift = _affine(module, norm)
+        scale, shift = _affine(module, norm, *norm.args)
         source = norm.args[0]
         if source.target in CONVOLUTIONS and len(source.users) == 1 and _constant_weights(source):
             with builder.replacing(norm):
-                builder.replace(norm, _fold(builder, source, scale, shift))
+                builder.replace(norm, _fold(builder, source, scale, shift, *source.args))
         else:
             with builder.replacing(norm):
                 sizes = [1, -1] + [1] * (value(norm).ndim - 2)
@@ -43,13 +45,25 @@ def fold_batch_norms(module: fx.GraphModule) -> int:
     return len(norms)
 
 
-def _affine(module: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor]:
+def _affine(
+    module: fx.GraphModule,
+    norm: fx.Node,
+    _x: fx.Node,
+    weight: fx.Node | None,
+    bias: fx.Node | None,
+    mean: fx.Node | None,
+    variance: fx.Node | None,
+    training: bool,
+    _momentum: float,
+    eps: float,
+    _cudnn_enabled: bool,
+) -> tuple[Tensor, Tensor]:
     """Scale and shift per channel, float64."""
-    _, weight, bias, mean, variance, training, _, eps, *_ = norm.args
     if training or mean is None or variance is None:
         raise UnsupportedError(
             f"the batch norm {norm.meta['path']!r} uses the statistics of its batch: "
-            "one picture's explanation would depend on the others; use running statistics (track_running_stats=True, eval mode)"
+            "one picture's explanation would depend on the others; "
+            "use running statistics (track_running_stats=True, eval mode)"
         )
     scale = 1.0 / torch.sqrt(parameter(module, variance).double() + eps)
     if weight is not None:
@@ -64,9 +78,17 @@ def _constant_weights(convolution: fx.Node) -> bool:
     return all(argument.op == "get_attr" for argument in convolution.all_input_nodes[1:])
 
 
-def _fold(builder: GraphBuilder, convolution: fx.Node, scale: Tensor, shift: Tensor) -> fx.Node:
-    x, weight, *rest = convolution.args
-    bias, options = (rest[0], rest[1:]) if rest else (None, [])
+def _fold(
+    builder: GraphBuilder,
+    convolution: fx.Node,
+    scale: Tensor,
+    shift: Tensor,
+    x: fx.Node,
+    weight: fx.Node,
+    bias: fx.Node | None = None,
+    *options: Any,
+) -> fx.Node:
+    assert callable(convolution.target)
     data = parameter(builder.module, weight).double()
     folded_weight = data * scale.reshape([-1] + [1] * (data.ndim - 1))
     folded_bias = shift if bias is None else parameter(builder.module, bias).double() * scale + shift
@@ -78,5 +100,4 @@ def _fold(builder: GraphBuilder, convolution: fx.Node, scale: Tensor, shift: Ten
             builder.constant(f"{path}.folded_weight", folded_weight.float()),
             builder.constant(f"{path}.folded_bias", folded_bias.float()),
             *options,
-            **{key: option for key, option in convolution.kwargs.items() if key != "bias"},
         )

@@ -16,8 +16,8 @@ def functionalize(module: fx.GraphModule) -> int:
     Before:  y = relu_(x); z = add(x, 1)
     After:   y = relu(x);  z = add(y, 1)
 
-    Declines with UnsupportedError where a *view* of the changed tensor, or a tensor of which it is a view, is read later:
-    then the write would have to be carried over from one to the other.
+    Declines with UnsupportedError where a *view* of the changed tensor, or a tensor of which it is a view, is read
+    later: then the write would have to be carried over from one to the other.
     """
     builder = GraphBuilder(module)
     count = 0

@@ -19,14 +19,16 @@ def remove_identities(module: fx.GraphModule) -> int:
     Before:  y = dropout(x, 0.2, False); z = linear(y, w)
     After:   z = linear(x, w)
 
-    A dropout that is active all the same (F.dropout without `training=`) raises UnsupportedError: the network is random.
+    A dropout that is active all the same (F.dropout without `training=`) raises UnsupportedError: the network is
+    random.
     """
     builder = GraphBuilder(module)
     count = 0
     for node in list(module.graph.nodes):
         if node.target in DROPOUTS and node.args[2]:
+            where = node.meta.get("source", "source unknown")
             raise UnsupportedError(
-                f"dropout is active although the network is in eval mode ({node.meta.get('source', 'source unknown')}): "
+                f"dropout is active although the network is in eval mode ({where}): "
                 "pass training=self.training to it"
             )
         if node.target in DROPOUTS | COPIES:

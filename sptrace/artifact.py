@@ -25,8 +25,8 @@ class Preprocessing:
             None squeezes the whole photograph into `size`.
         interpolation: "bilinear", "bicubic", "lanczos" or "nearest", as Pillow does it (antialiased).
         input_range: the values of black and white in the `image` input of the artifact.
-        mean, std: per channel, of pixels in [0, 1]; what the network was trained with. The artifact applies them itself.
-            None: the network takes `image` as it is.
+        mean, std: per channel, of pixels in [0, 1]; what the network was trained with. The artifact applies them
+            itself. None: the network takes `image` as it is.
     """
 
     size: tuple[int, int]
@@ -67,8 +67,9 @@ class Verification:
 
     Arguments:
         tolerance: what no error may exceed.
-        measure: of attributions: "maximum", the largest difference divided by the largest value; or "norm", the L2 norm of the
-            difference divided by the norm (largest over the samples), where gates are hard and single pixels may jump.
+        measure: of attributions: "maximum", the largest difference divided by the largest value; or "norm", the L2
+            norm of the difference divided by the norm (largest over the samples), where gates are hard and single
+            pixels may jump.
         onnxruntime, torch: the versions that were compared.
         batches: one entry per batch size.
     """
@@ -112,7 +113,8 @@ class Description:
             data: dict[str, Any] = json.loads(text)
             if data["format"] > FORMAT:
                 raise SptraceError(
-                    f"the artifact was written by sptrace {data['version']}, whose format this sptrace does not know: upgrade sptrace"
+                    f"the artifact was written by sptrace {data['version']}, "
+                    "whose format this sptrace does not know: upgrade sptrace"
                 )
             preprocessing = Preprocessing(**_tuples(data.pop("preprocessing")))
             gates = tuple(GateCount(**gate) for gate in data.pop("gates"))

@@ -21,8 +21,8 @@ class Assembled:
     """A program in torch.fx.
 
     Arguments:
-        module: inputs image float32 [N, 3, H, W] and target int64 [N] (-1: the predicted class); outputs attribution, of the
-            image's shape, and logits [N, classes].
+        module: inputs image float32 [N, 3, H, W] and target int64 [N] (-1: the predicted class); outputs
+            attribution, of the image's shape, and logits [N, classes].
         gates: how many gates were softened, and how.
         classes: number of logits.
     """
@@ -55,7 +55,10 @@ def assemble(module: fx.GraphModule, preprocessing: Preprocessing, softening: So
 
 
 def _normalize_input(module: fx.GraphModule, preprocessing: Preprocessing) -> None:
-    """The program's own first step: the image's range to [0, 1], then (pixel - mean) / std. One factor and one offset a channel."""
+    """The program's own first step: the image's range to [0, 1], then (pixel - mean) / std.
+
+    Together that is one factor and one offset a channel.
+    """
     if preprocessing.mean is None or preprocessing.std is None:
         return
     low, high = preprocessing.input_range
@@ -78,7 +81,7 @@ def _per_channel(numbers: Tensor) -> Tensor:
 
 
 def _one_hot(module: fx.GraphModule, logits: fx.Node) -> fx.Node:
-    """Adds the input `target` and the direction that it names: 1 at the target's logit, 0 elsewhere. [N, classes] float32."""
+    """Adds the input `target`; returns the direction that it names, float32 [N, classes]: 1 at the target, else 0."""
     graph, builder = module.graph, GraphBuilder(module)
     image = placeholder(graph, "image")
     with graph.inserting_after(image):

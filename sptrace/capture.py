@@ -55,7 +55,7 @@ def capture(module: nn.Module, example: Tensor) -> fx.GraphModule:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.export reports what it dislikes twice: by printing and logging the whole graph, and by the error that we turn into one line."""
+    """Silence for torch.export, which prints and logs the whole graph before it raises what we turn into one line."""
     previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -159,7 +159,8 @@ def _logits(exported: ExportedProgram, output: fx.Node) -> fx.Node:
     logits = results[0].meta["val"]
     if logits.ndim != 2 or isinstance(logits.shape[0], int) or not logits.dtype.is_floating_point:
         raise UnsupportedError(
-            f"the network returns {list(logits.shape)}, not one row of logits a picture [N, classes]: wrap it so that it does"
+            f"the network returns {list(logits.shape)}, not one row of logits a picture [N, classes]: "
+            "wrap it so that it does"
         )
     return results[0]
 

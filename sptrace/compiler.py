@@ -31,9 +31,10 @@ class Program:
     """A compiled and verified program.
 
     Attributes:
-        module: the program as an ordinary torch.fx.GraphModule. Inputs: image float32 [N, 3, H, W], target int64 [N] (-1: the
-            predicted class). Outputs: attribution, of the image's shape, and logits [N, classes].
+        module: the program as an ordinary torch.fx.GraphModule. Inputs: image float32 [N, 3, H, W], target int64
+            [N] (-1: the predicted class). Outputs: attribution, of the image's shape, and logits [N, classes].
         description: what the artifact will say about itself.
+        onnx_model: the artifact, as `save` writes it.
     """
 
     module: fx.GraphModule
@@ -69,8 +70,9 @@ def compile(
         example: float32 [N, 3, H, W] in `input_range`; fixes H and W, and the program is verified on it. N stays free.
         program: a name of `sptrace.programs.PROGRAMS`.
         softening: a preset's name, or a `Softening`.
-        mean: three numbers, of pixels in [0, 1]. Given with `std`, the program's own first step maps `input_range` to [0, 1]
-            and normalises, so that image and attribution live in pixel space. None: the model takes `image` as it is.
+        mean: three numbers, of pixels in [0, 1]. Given with `std`, the program's own first step maps `input_range`
+            to [0, 1] and normalises, so that image and attribution live in pixel space. None: the model takes
+            `image` as it is.
         std: three numbers above 0; see `mean`.
         input_range: the values of black and white in `image`.
         labels: one name per class, kept in the artifact.
@@ -143,7 +145,7 @@ def compile_network(
 
 
 def example_image(preprocessing: Preprocessing) -> Tensor:
-    """A smooth picture in the input's range, float32 [1, 3, H, W], the same on every machine: something to verify on."""
+    """Something to verify on: a smooth picture in the input's range, float32 [1, 3, H, W], the same everywhere."""
     height, width = preprocessing.size
     low, high = preprocessing.input_range
     rows, columns = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")

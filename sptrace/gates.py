@@ -1,8 +1,8 @@
 """Gating nonlinearities as single nodes: forward hard, backward soft.
 
-The pass `soften` puts a call to one of these functions where the network had a ReLU, a ReLU6 or a max pool. Computing one
-gives exactly the network's own value; the keywords `rule` and `tau` say how the pullback treats it, and only
-`sptrace.pullback.gates` reads them.
+The pass `soften` puts a call to one of these functions where the network had a ReLU, a ReLU6 or a max pool.
+Computing one gives exactly the network's own value; the keywords `rule` and `tau` say how the pullback treats it,
+and only `sptrace.pullback.gates` reads them.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A node's ``meta`` holds:
 
-- ``values``: what the node gives for each of the two batch sizes of `BATCHES`: tensors without data (device "meta"), numbers
-  for size arithmetic, or tuples of these. A size that differs between the two depends on the batch;
+- ``values``: what the node gives for each of the two batch sizes of `BATCHES`: tensors without data (device
+  "meta"), numbers for size arithmetic, or tuples of these. A size that differs between the two depends on the batch;
 - ``path``: the module path that the node came from, for example "layer1.0.conv1";
 - ``adjoint``: True for nodes of the pullback;
 - ``source``: file, line and text of the network's own code, for error messages.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,14 +49,16 @@ def propagate(node: fx.Node) -> None:
     """Work out `values` of a call from those of its arguments."""
     results = []
     for index in range(len(BATCHES)):
-        args, kwargs = fx.node.map_arg(
-            (node.args, node.kwargs), lambda argument, index=index: argument.meta["values"][index]
-        )
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), partial(_value_at, index))
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")
         with torch.no_grad():
             results.append(node.target(*args, **kwargs))  # type: ignore[operator]
     node.meta["values"] = tuple(results)
+
+
+def _value_at(index: int, node: fx.Node) -> Any:
+    return node.meta["values"][index]
 
 
 def without_data(*sizes: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -66,7 +69,8 @@ def without_data(*sizes: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
 def static_shape(node: fx.Node, dims: Sequence[int]) -> list[int]:
     """The sizes of the dimensions `dims`, which must not depend on the batch."""
     sizes = shape(node)
-    assert -1 not in (chosen := [sizes[dim] for dim in dims]), f"{node} has no fixed size in {dims}: {sizes}"
+    chosen = [sizes[dim] for dim in dims]
+    assert -1 not in chosen, f"{node} has no fixed size in {dims}: {sizes}"
     return chosen
 
 
@@ -79,7 +83,7 @@ def parameter(module: fx.GraphModule, node: fx.Node) -> Tensor:
 
 
 def place(module: fx.GraphModule, preferred: str, data: Tensor) -> str:
-    """Store a constant in `module` under the path `preferred`, or that path with a number if it is taken; returns the path."""
+    """Store a constant in `module` under the path `preferred`, with a number if that is taken; returns the path."""
     owner_path, _, leaf = preferred.rpartition(".")
     owner: torch.nn.Module = module
     for name in owner_path.split(".") if owner_path else []:
@@ -108,7 +112,8 @@ def depends_on(graph: fx.Graph, source: fx.Node) -> set[fx.Node]:
 
 def placeholder(graph: fx.Graph, name: str) -> fx.Node:
     """The graph's input called `name`."""
-    return next(node for node in graph.nodes if node.op == "placeholder" and node.name == name)
+    found: fx.Node = next(node for node in graph.nodes if node.op == "placeholder" and node.name == name)
+    return found
 
 
 class GraphBuilder:

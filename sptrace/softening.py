@@ -40,7 +40,10 @@ PRESETS: Mapping[str, Mapping[str, GateRule]] = MappingProxyType(
         "hard": {kind: GateRule("hard", None) for kind in RULES},
     }
 )
-"""`paper`: arXiv 2507.22832, with ReLU6 and Hardtanh (on which it is silent) by y = z * m(z). `hard`: ordinary gradients."""
+"""`paper`: arXiv 2507.22832, with ReLU6 and Hardtanh (on which it is silent) by y = z * m(z).
+
+`hard`: ordinary gradients.
+"""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sptrace.cli import explain, inspect
+from sptrace.cli import compile, demo, explain, inspect
 from sptrace.errors import SptraceError
 
 app = typer.Typer(
@@ -19,8 +19,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("compile")(compile.compile_)
 app.command("explain")(explain.explain)
 app.command("inspect")(inspect.inspect)
+app.command("demo")(demo.demo)
 
 # Typer exports one of the errors for a mistyped command line; its base is what they have in common.
 UsageError: type[Any] = typer.BadParameter.__bases__[0]

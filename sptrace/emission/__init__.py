@@ -1,4 +1,7 @@
-"""From a torch.fx graph of ATen ops to one ONNX file: a table of emitters, grouped by family, and the walk that applies them."""
+"""From a torch.fx graph of ATen ops to one ONNX file.
+
+A table of emitters, grouped by family, and the walk that applies them.
+"""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ class OnnxBuilder:
         copy = ir.node("Identity", [self._values[node]], name=name)
         self.nodes.append(copy)
         (result,) = copy.outputs
-        result.name, result.dtype, result.shape = name, self._values[node].dtype, self._values[node].shape
+        result.name = name
+        result.dtype, result.shape = DTYPES[value(node).dtype], ir.Shape(_onnx_shape(node))
         return result
 
     def op(self, op_type: str, *inputs: Input, **attributes: Any) -> ir.Value:
@@ -118,7 +119,7 @@ class OnnxBuilder:
     def _initializer(self, preferred: str, data: np.ndarray[Any, Any]) -> ir.Value:
         name = self._unique(preferred)
         tensor = ir.tensor(data, name=name)
-        initializer = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
+        initializer = ir.val(name, tensor.dtype, data.shape, const_value=tensor)
         self.initializers.append(initializer)
         return initializer
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from sptrace import gates
-from sptrace.emission.builder import DTYPES, OnnxBuilder, emits
+from sptrace.emission.builder import DTYPES, Input, OnnxBuilder, emits
 from sptrace.graph import Target, value
 from sptrace.pullback.table import aten
 
@@ -56,7 +56,7 @@ for _target, _op_type in BINARY.items():
     _register_binary(_target, _op_type)
 
 
-def _operands(onnx: OnnxBuilder, a: fx.Node | float, b: fx.Node | float) -> tuple[object, object]:
+def _operands(onnx: OnnxBuilder, a: fx.Node | float, b: fx.Node | float) -> tuple[Input, Input]:
     like = a if isinstance(a, fx.Node) else b
     assert isinstance(like, fx.Node)
     return onnx.operand(a, like), onnx.operand(b, like)
@@ -102,7 +102,7 @@ def rsub(
     return sub(onnx, node, b, a, alpha=alpha)
 
 
-def _times(onnx: OnnxBuilder, operand: object, factor: float, like: fx.Node) -> object:
+def _times(onnx: OnnxBuilder, operand: Input, factor: float, like: fx.Node) -> Input:
     return operand if factor == 1 else onnx.op("Mul", operand, onnx.operand(factor, like))
 
 
@@ -111,8 +111,11 @@ def clamp(
     onnx: OnnxBuilder, node: fx.Node, x: fx.Node, low: float | None = None, high: float | None = None
 ) -> ir.Value:
     """Max with the lower bound, Min with the upper."""
-    bounded = x if low is None else onnx.op("Max", x, onnx.operand(low, x))
-    return onnx.op("Min", bounded, onnx.operand(high, x)) if high is not None else bounded
+    if high is None:
+        assert low is not None  # ATen has no clamp without bounds
+        return onnx.op("Max", x, onnx.operand(low, x))
+    bounded: Input = x if low is None else onnx.op("Max", x, onnx.operand(low, x))
+    return onnx.op("Min", bounded, onnx.operand(high, x))
 
 
 @emits(aten.where.self)

@@ -30,11 +30,11 @@ def hardtanh(
 ) -> Cotangents:
     """The activation is y = z m(z); the cotangent is v times a soft m.
 
-    ReLU6 (low = 0): m is a step at 0 times min(1, high / z) above; the step becomes Phi(z / tau). Rule `relu` keeps the
-    step's Phi(z / tau) alone, as if the activation were a plain ReLU.
+    ReLU6 (low = 0): m is a step at 0 times min(1, high / z) above; the step becomes Phi(z / tau). Rule `relu` keeps
+    the step's Phi(z / tau) alone, as if the activation were a plain ReLU.
 
-    Hardtanh (low < 0 < high): m = 1 inside and high / z or low / z outside. It is continuous, so there is nothing to soften
-    and no temperature; rule `gate`.
+    Hardtanh (low < 0 < high): m = 1 inside and high / z or low / z outside. It is continuous, so there is nothing to
+    soften and no temperature; rule `gate`.
 
     `hard`: v where low < z < high.
     """

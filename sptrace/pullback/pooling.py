@@ -1,8 +1,8 @@
 """Pooling. Nothing here gathers or scatters: runtimes have slow kernels for that, or none on GPUs.
 
-A window op reads, for each of the kernel's positions, one strided slice of its padded input. Its adjoint puts such slices
-back. Cells whose index is equal modulo the stride form a *phase*; within a phase the slices are plain shifts, so they are
-padded and added, and the phases are interleaved at the end.
+A window op reads, for each of the kernel's positions, one strided slice of its padded input. Its adjoint puts such
+slices back. Cells whose index is equal modulo the stride form a *phase*; within a phase the slices are plain shifts,
+so they are padded and added, and the phases are interleaved at the end.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def max_pool2d(
     rule: str,
     tau: float | None,
 ) -> Cotangents:
-    """`softmax`: v spread over each window with weights softmax(window / tau), which carry no gradient. `hard`: to its first maximum.
+    """`softmax`: v spread over each window with weights softmax(window / tau). `hard`: to its first maximum.
 
-    In the softmax padded cells count as 0, and so do the cells by which a last window of ceil_mode overhangs; what falls on
-    them is dropped. The maximum itself ignores them.
+    The weights carry no gradient. In the softmax padded cells count as 0, and so do the cells by which a last window
+    of ceil_mode overhangs; what falls on them is dropped. The maximum itself ignores them.
     """
     geometry = zip(
         static_shape(z, [2, 3]), static_shape(y, [2, 3]), kernel, stride, padding, dilation, strict=True
@@ -126,7 +126,8 @@ def avg_pool2d(
 ) -> Cotangents:
     """Every cell of a window gets v / (cells of the window).
 
-    The pass `canonicalize_pools` has brought all average pools into this form: padded cells count, windows are complete.
+    The pass `canonicalize_pools` has brought all average pools into this form: padded cells count, windows are
+    complete.
     """
     geometry = zip(
         static_shape(x, [2, 3]), static_shape(y, [2, 3]), kernel, stride, padding, (1, 1), strict=True

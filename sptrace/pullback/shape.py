@@ -1,4 +1,7 @@
-"""Ops that move numbers without changing them: their adjoints move the cotangents back, and add where a number was copied."""
+"""Ops that move numbers without changing them.
+
+Their adjoints move the cotangents back, and add them up where a number was copied.
+"""
 
 from __future__ import annotations
 

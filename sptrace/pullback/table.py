@@ -7,9 +7,9 @@ A rule is a generator
         yield a, v b^T
         yield b, a^T v
 
-called with the builder, the cotangent `v`, the node itself, and the node's arguments as the op's schema names them. It yields
-pairs (input node, its cotangent), the cotangent in the shape of that input. An input that needs a cotangent and gets none is
-an error of the walk, so a rule may leave out what it does not support.
+called with the builder, the cotangent `v`, the node itself, and the node's arguments as the op's schema names them.
+It yields pairs (input node, its cotangent), the cotangent in the shape of that input. An input that needs a cotangent
+and gets none is an error of the walk, so a rule may leave out what it does not support.
 """
 
 from __future__ import annotations

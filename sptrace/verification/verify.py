@@ -1,4 +1,7 @@
-"""Is the ONNX program right? Measured against torch.fx and against the independent eager reference, before anything is saved."""
+"""Is the ONNX program right? Measured before anything is saved.
+
+It is run beside the torch.fx program that it was written from, and beside the independent eager reference.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ TOLERANCE = 1e-4
 HARD_TOLERANCE = 1e-2
 """Norm of the difference, as a share of the norm.
 
-Hard gates make the gradient jump where a gate's input crosses 0. Among millions of inputs some lie closer to 0 than float32
-resolves, and two correct programs put them on different sides: on ImageNet networks that moves up to 2e-3 of the norm, but
-single pixels by several percent, so the largest difference would say nothing.
+Hard gates make the gradient jump where a gate's input crosses 0. Among millions of inputs some lie closer to 0 than
+float32 resolves, and two correct programs put them on different sides: on ImageNet networks that moves up to 2e-3 of
+the norm, but single pixels by several percent, so the largest difference would say nothing.
 """
 
 
@@ -36,14 +39,24 @@ def verify(
 ) -> Verification:
     """Run the program on the example and on a second batch size, in onnxruntime, torch.fx and eager PyTorch.
 
+    The class explained is the predicted one. Logits are always measured by their largest difference, as a share of
+    their largest value. So are attributions, within `TOLERANCE`, unless a gate is hard: then by norms, within
+    `HARD_TOLERANCE`.
+
     Arguments:
         onnx_model: the serialized ONNX file.
         assembled: the torch.fx program that it was written from.
-        network: the original module.
-        example: float32 [N, 3, H, W] in `preprocessing.input_range`.
+        network: the original module, which is not changed.
+        example: float32 [N, 3, H, W] in `preprocessing.input_range`; the second batch has one sample more, the first
+            one mirrored.
+        preprocessing: its mean, std and input_range go to the eager reference.
+        softening: its rules and temperatures go to the eager reference.
+
+    Returns:
+        What was measured, for each batch size.
 
     Raises:
-        VerificationError: they disagree by more than the tolerance.
+        VerificationError: they disagree by more than the tolerance, or something is NaN.
     """
     session = onnxruntime.InferenceSession(onnx_model, providers=["CPUExecutionProvider"])
     hard = any(gate.rule == "hard" for gate in assembled.gates)

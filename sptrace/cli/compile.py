@@ -1,0 +1,174 @@
+"""`sptrace compile`: a network in, one ONNX file out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from sptrace import models
+from sptrace.artifact import Description
+from sptrace.errors import SptraceError
+from sptrace.files import require_writable
+from sptrace.programs import PROGRAMS, program_kind
+from sptrace.softening import PRESETS, Softening
+
+if TYPE_CHECKING:
+    from sptrace.models.network import Network
+
+MODEL_HELP = (
+    f"One of {', '.join(models.names())}; torchvision:NAME; timm:NAME; or a .pt2 file saved with torch.export "
+    "(loading one can run code: only from people you trust)."
+)
+
+
+def compile_(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
+    program: Annotated[str, typer.Option(help=f"What to compute: {', '.join(PROGRAMS)}.")] = "soft_pullback",
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="State dict, .safetensors or .pth.", show_default="the library's pretrained weights"
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Height and width of the input in pixels.", show_default="the network's own"),
+    ] = None,
+    preset: Annotated[str, typer.Option(help=f"Softening: {', '.join(PRESETS)}.")] = "paper",
+    tau: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=NUMBER", help="Temperature of a kind of gate, e.g. relu=0.6."),
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=RULE", help="Rule of a kind of gate, e.g. max_pool=hard."),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B", help="Normalisation of pixels in 0..1, in place of the network's."),
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="See --mean.")] = None,
+) -> None:
+    """Compile a network's explanation into one ONNX file, and verify it."""
+    if output.suffix != ".onnx":
+        raise SptraceError(f"cannot write the artifact to {output}: end its name in .onnx")
+    require_writable(output)
+    program_kind(program)
+    softening = Softening(
+        preset,
+        tau={kind: _number(text, "--tau") for kind, text in _pairs(tau, "--tau").items()},
+        rule=_pairs(rule, "--rule"),
+    )
+    normalisation = (_triple(mean, "--mean"), _triple(std, "--std"))
+    console = Console(highlight=False, markup=False, emoji=False)
+    start = time.perf_counter()
+    with Console(stderr=True).status("importing torch") as status:
+        show = _stages(status.update)
+        description = _compile(model, output, program, weights, size, softening, normalisation, show)
+    seconds = time.perf_counter() - start
+    console.print(_verified(description), soft_wrap=True)
+    console.print(f"saved {output} ({output.stat().st_size / 1e6:.1f} MB) in {seconds:.1f} s", soft_wrap=True)
+
+
+def _compile(
+    model: str,
+    output: Path,
+    program: str,
+    weights: Path | None,
+    size: int | None,
+    softening: Softening,
+    normalisation: tuple[tuple[float, ...] | None, tuple[float, ...] | None],
+    show: Callable[[str], None],
+) -> Description:
+    show("loading the network")
+    network = models.resolve(model, weights=weights, size=size)
+    # Only now: a wrong model name should not wait for torch, and its absence is the model source's error to tell.
+    from sptrace.compiler import compile_network, example_image
+
+    network = _normalised(network, *normalisation)
+    compiled = compile_network(
+        network, example_image(network.preprocessing), program=program, softening=softening, progress=show
+    )
+    show("saving")
+    compiled.save(output)
+    return compiled.description
+
+
+def _normalised(network: Network, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Network:
+    """The network with another normalisation, where one was asked for."""
+    if mean is None and std is None:
+        return network
+    if mean is None or std is None:
+        raise SptraceError("--mean and --std belong together: give both")
+    if min(std) <= 0:
+        raise SptraceError(f"--std must be above 0, not {', '.join(f'{number:g}' for number in std)}")
+    low, middle, high = mean
+    first, second, third = std
+    preprocessing = replace(network.preprocessing, mean=(low, middle, high), std=(first, second, third))
+    return replace(network, preprocessing=preprocessing)
+
+
+def _stages(update: Callable[[str], None]) -> Callable[[str], None]:
+    """Progress with the time that the stages before have taken."""
+    start = time.perf_counter()
+
+    def show(stage: str) -> None:
+        update(f"{stage} [dim]({time.perf_counter() - start:.0f} s so far)[/]")
+
+    return show
+
+
+def _verified(description: Description) -> str:
+    verification = description.verification
+    assert verification is not None
+    worst = max(
+        error
+        for batch in verification.batches
+        for error in (batch.attribution_to_module, batch.attribution_to_eager, batch.logits_to_eager)
+    )
+    gates = ", ".join(
+        f"{gate.count} {gate.kind} ({gate.rule}{'' if gate.tau is None else f', tau {gate.tau:g}'})"
+        for gate in description.gates
+    )
+    batches = " and ".join(str(batch.batch) for batch in verification.batches)
+    return (
+        f"{description.program} of {description.network}; gates: {gates or 'none'}\n"
+        f"verified against eager PyTorch at batch sizes {batches}: "
+        f"error {worst:.1e} (allowed {verification.tolerance:.0e})"
+    )
+
+
+def _pairs(options: Sequence[str] | None, flag: str) -> dict[str, str]:
+    pairs = {}
+    for option in options or ():
+        kind, equals, setting = option.partition("=")
+        if not equals or not kind or not setting:
+            example = "relu=0.6" if flag == "--tau" else "relu=phi"
+            raise SptraceError(f"{flag} {option}: write KIND=VALUE, for example {example}")
+        pairs[kind] = setting
+    return pairs
+
+
+def _number(text: str, flag: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SptraceError(f"{flag}: {text!r} is not a number") from None
+
+
+def _triple(text: str | None, flag: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    numbers = tuple(_number(part, flag) for part in text.split(","))
+    if len(numbers) != 3:
+        raise SptraceError(
+            f"{flag} {text}: write three numbers with commas between, for example 0.485,0.456,0.406"
+        )
+    return numbers
