@@ -9,7 +9,8 @@ A rule is a generator
 
 called with the builder, the cotangent `v`, the node itself, and the node's arguments as the op's schema names them.
 It yields pairs (input node, its cotangent), the cotangent in the shape of that input. An input that needs a cotangent
-and gets none is an error of the walk, so a rule may leave out what it does not support.
+and gets none is an error of the walk, so a rule may leave out what it does not support. A rule for an op with several
+outputs gets `v` as a dict, from the index of every output that was read to its cotangent.
 """
 
 from __future__ import annotations

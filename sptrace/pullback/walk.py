@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 from torch import fx
 
 from sptrace.errors import UnsupportedError
@@ -29,12 +31,18 @@ def pull_back(module: fx.GraphModule, output: fx.Node, cotangent: fx.Node, sourc
     pull = Pull(module, needed)
     order = [node for node in module.graph.nodes if node in needed]
     contributions: dict[fx.Node, list[fx.Node]] = {output: [cotangent]}
+    # Ops with several outputs get the cotangents of those that were read, by index.
+    elements: dict[fx.Node, dict[int, fx.Node]] = {}
     for node in reversed(order):
-        if node is source or node not in contributions:
+        if node is source or (node not in contributions and node not in elements):
             continue
         with pull.origin(node, adjoint=True):
-            total = _sum(pull, contributions.pop(node))
-            for argument, part in _apply_rule(pull, total, node):
+            v = elements.pop(node) if node in elements else _sum(pull, contributions.pop(node))
+            if node.target is operator.getitem:
+                several, index = node.args
+                elements.setdefault(several, {})[index] = v
+                continue
+            for argument, part in _apply_rule(pull, v, node):
                 assert shape(part) == shape(argument), f"{node.target}: {shape(part)} for {shape(argument)}"
                 contributions.setdefault(argument, []).append(part)
     with pull.origin(source, adjoint=True):
@@ -48,7 +56,7 @@ def _sum(pull: Pull, parts: list[fx.Node]) -> fx.Node:
     return total
 
 
-def _apply_rule(pull: Pull, v: fx.Node, node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+def _apply_rule(pull: Pull, v: fx.Node | dict[int, fx.Node], node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
     rule = TABLE.get(node.target)  # type: ignore[arg-type]
     if rule is None:
         raise UnsupportedError(_complaint(node, f"there is no pullback rule for {node.target}"))

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import sptrace
+from sptrace.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line: exit status, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        output, errors = capsys.readouterr()
+        return int(exit_.value.code or 0), output, errors
+
+    return run
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.ReLU())
+        self.head = torch.nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """A small network as a .pt2 file."""
+    path = tmp_path / "tiny.pt2"
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(Tiny().eval(), (torch.zeros(2, 3, 20, 24),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, path)
+    return path
+
+
+def test_from_network_to_picture(run: Run, exported: Path, tmp_path: Path) -> None:
+    artifact, photograph, picture = tmp_path / "tiny.onnx", tmp_path / "photo.png", tmp_path / "why.png"
+    status, output, _ = run(
+        "compile", exported, "-o", artifact, "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"
+    )
+    assert status == 0
+    assert "1 relu (phi, tau 0.6)" in output
+    assert str(artifact) in output
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(photograph)
+    status, output, _ = run("explain", artifact, photograph, "-o", picture)
+    assert status == 0
+    assert Image.open(picture).width > 1000
+    status, output, _ = run("inspect", artifact)
+    assert "soft_pullback" in output
+
+
+def test_options_reach_the_artifact(run: Run, exported: Path, tmp_path: Path) -> None:
+    artifact = tmp_path / "tiny.onnx"
+    options = ("--tau", "relu=0.25", "--rule", "relu=sigmoid")
+    assert run("compile", exported, "-o", artifact, *options)[0] == 0
+    (gate,) = sptrace.load(artifact).description.gates
+    assert (gate.kind, gate.rule, gate.tau, gate.count) == ("relu", "sigmoid", 0.25, 1)
+    assert run("compile", exported, "-o", artifact, "--program", "gradient")[0] == 0
+    description = sptrace.load(artifact).description
+    assert (description.program, description.gates[0].rule) == ("gradient", "hard")
+
+
+def test_normalisation_is_part_of_the_artifact(run: Run, exported: Path, tmp_path: Path) -> None:
+    artifact = tmp_path / "tiny.onnx"
+    assert run("compile", exported, "-o", artifact, "--mean", "0.1,0.2,0.3", "--std", "0.5,0.6,0.7")[0] == 0
+    image = torch.rand(2, 3, 20, 24) * 2 - 1
+    pixels = (image + 1) / 2
+    mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
+    expected = Tiny().eval()((pixels - mean) / std).detach().numpy()
+    np.testing.assert_allclose(sptrace.load(artifact).explain(image.numpy()).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("efficientnet_lite9",), "efficientnet_lite0"),
+        (("torchvision:resnet5",), "torchvision:resnet50"),
+        (("{exported}", "--tau", "relu"), "KIND=VALUE"),
+        (("{exported}", "--tau", "relu=warm"), "not a number"),
+        (("{exported}", "--tau", "relu=-1"), "above 0"),
+        (("{exported}", "--tau", "rely=1"), "relu"),
+        (("{exported}", "--rule", "relu=softly"), "phi"),
+        (("{exported}", "--preset", "papery"), "paper"),
+        (("{exported}", "--program", "soft_pushback"), "soft_pullback"),
+        (("{exported}", "--mean", "0.5,0.5,0.5"), "together"),
+        (("{exported}", "--mean", "0.5,0.5", "--std", "1,1,1"), "three numbers"),
+        (("{exported}", "--mean", "0,0,0", "--std", "1,0,1"), "above 0"),
+        (("torchvision:resnet18", "--weights", "{folder}/absent.pth"), "absent.pth"),
+    ],
+)
+def test_mistakes_are_one_line(
+    run: Run, exported: Path, tmp_path: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    artifact = tmp_path / "out.onnx"
+    words = [word.format(exported=exported, folder=tmp_path) for word in arguments]
+    status, output, errors = run("compile", *words, "-o", artifact)
+    line = errors.strip().splitlines()[-1]
+    assert status == 2
+    assert output == ""
+    assert line.startswith("error: ")
+    assert complaint in line
+    assert "Traceback" not in errors
+    assert not artifact.exists()
+
+
+def test_wrong_weights_name_the_keys(run: Run, tmp_path: Path) -> None:
+    weights = tmp_path / "wrong.safetensors"
+    save_file({"conv1.weight": torch.zeros(64, 3, 7, 7), "surplus": torch.zeros(1)}, weights)
+    artifact = tmp_path / "out.onnx"
+    status, _, errors = run("compile", "torchvision:resnet18", "--weights", weights, "-o", artifact)
+    assert status == 2
+    assert "surplus" in errors
+    assert "bn1.weight" in errors
+    assert not artifact.exists()
+
+
+@pytest.mark.parametrize("name", ["out.txt", "absent/out.onnx"])
+def test_unwritable_outputs_are_refused_before_the_work(
+    run: Run, exported: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sptrace.models.resolve", lambda *_, **__: pytest.fail("the work had begun"))
+    status, _, errors = run("compile", exported, "-o", tmp_path / name)
+    assert status == 2
+    assert errors.startswith("error: cannot write")
+    assert not os.path.exists(tmp_path / name)
+
+
+def test_a_network_without_rules_leaves_no_file(run: Run, tmp_path: Path) -> None:
+    class Sorting(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sort(x.flatten(1), dim=1)[0][:, :5]
+
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(Sorting().eval(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: batch},))
+    path, artifact = tmp_path / "sorting.pt2", tmp_path / "out.onnx"
+    torch.export.save(program, path)
+    artifact.write_bytes(b"what was there before")
+    status, _, errors = run("compile", path, "-o", artifact)
+    assert status == 2
+    assert "aten.sort" in errors
+    assert artifact.read_bytes() == b"what was there before"
+    assert {file.name for file in tmp_path.iterdir()} == {"sorting.pt2", "out.onnx"}
