@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from sptrace.graph import GraphBuilder, Target, static_shape
+from sptrace.errors import UnsupportedError
+from sptrace.graph import GraphBuilder, Target, shape, static_shape
 
 aten = torch.ops.aten
 
@@ -25,6 +26,7 @@ def canonicalize_pools(module: fx.GraphModule) -> int:
        (count_include_pad=False, divisor_override,         a constant map
        overhang of ceil_mode)
     7. max_pool2d                                       -> max_pool2d with all arguments written out
+    8. any of these of [N, H, W]                        -> the same of [N, 1, H, W], reshaped back
     """
     builder = GraphBuilder(module)
     rewrites: dict[Target, Callable[..., fx.Node]] = {
@@ -36,13 +38,28 @@ def canonicalize_pools(module: fx.GraphModule) -> int:
     for node in list(module.graph.nodes):
         if node.target in rewrites:
             with builder.replacing(node):
-                builder.replace(node, rewrites[node.target](builder, node, *node.args, **node.kwargs))
+                builder.replace(node, _rewritten(builder, node, rewrites[node.target]))
             count += 1
     return count
 
 
+def _rewritten(builder: GraphBuilder, node: fx.Node, rewrite: Callable[..., fx.Node]) -> fx.Node:
+    x, *options = node.args
+    assert isinstance(x, fx.Node)
+    sizes = shape(x)
+    if -1 in sizes[-2:]:
+        where = node.meta.get("source", "source unknown")
+        raise UnsupportedError(
+            f"{node.target} pools over the pictures of a batch ({where}): let it pool over height and width"
+        )
+    if len(sizes) == 4:
+        return rewrite(builder, node, x, *options, **node.kwargs)
+    pictures = builder.reshape(x, [sizes[0], 1, *sizes[1:]])
+    return builder.reshape(rewrite(builder, node, pictures, *options, **node.kwargs), shape(node))
+
+
 def _adaptive_average(builder: GraphBuilder, node: fx.Node, x: fx.Node, size: Sequence[int]) -> fx.Node:
-    sizes, outputs = static_shape(x, [2, 3]), static_shape(node, [2, 3])
+    sizes, outputs = static_shape(x, [2, 3]), static_shape(node, [-2, -1])
     if outputs == [1, 1]:
         return builder.call(aten.mean.dim, x, [2, 3], True)
     if outputs == sizes:
@@ -59,7 +76,7 @@ def _adaptive_average(builder: GraphBuilder, node: fx.Node, x: fx.Node, size: Se
 
 def _averaging_matrix(size: int, outputs: int) -> Tensor:
     """[outputs, size]: row i averages the cells from floor(i size / outputs) to ceil((i + 1) size / outputs)."""
-    matrix = torch.zeros(outputs, size)
+    matrix = torch.zeros(outputs, size, dtype=torch.float32)
     for row in range(outputs):
         start, end = row * size // outputs, -(-(row + 1) * size // outputs)
         matrix[row, start:end] = 1.0 / (end - start)
@@ -78,7 +95,7 @@ def _average(
     divisor: int | None = None,
 ) -> fx.Node:
     window, steps, pads = _pair(kernel), _pair(stride or kernel), _pair(padding)
-    sizes, outputs = static_shape(x, [2, 3]), static_shape(node, [2, 3])
+    sizes, outputs = static_shape(x, [2, 3]), static_shape(node, [-2, -1])
     after = [
         max(0, (out - 1) * step + cells - pad - size)
         for size, out, cells, step, pad in zip(sizes, outputs, window, steps, pads, strict=True)

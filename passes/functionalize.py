@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from sptrace.errors import UnsupportedError
@@ -16,19 +16,24 @@ def functionalize(module: fx.GraphModule) -> int:
     Before:  y = relu_(x); z = add(x, 1)
     After:   y = relu(x);  z = add(y, 1)
 
-    Declines with UnsupportedError where a *view* of the changed tensor, or a tensor of which it is a view, is read
-    later: then the write would have to be carried over from one to the other.
+    Declines with UnsupportedError where
+
+    1. another name of the changed memory (a view of the tensor, the tensor of which it is a view, another view of
+       that) is read later: then the write would have to be carried over from one to the other;
+    2. the network overwrites a constant of its own: then each call would explain another network.
     """
     builder = GraphBuilder(module)
+    memory = {node: _memory(node) for node in module.graph.nodes}
     count = 0
     for node in list(module.graph.nodes):
         if not (isinstance(node.target, OpOverload) and node.target._schema.is_mutable):
             continue
         changed = node.args[0]
         position = {other: index for index, other in enumerate(module.graph.nodes)}
-        _refuse_aliases(node, changed, position)
+        _refuse_aliases(node, changed, memory, position)
         with builder.replacing(node):
             result = builder.call(_functional(node), *node.args, **node.kwargs)
+        memory[result] = memory[node]
         changed.replace_all_uses_with(
             result, delete_user_cb=lambda user, now=position[node], at=position: at.get(user, -1) > now
         )
@@ -48,12 +53,25 @@ def _functional(node: fx.Node) -> OpOverload:
     return overload
 
 
-def _refuse_aliases(node: fx.Node, changed: fx.Node, position: dict[fx.Node, int]) -> None:
+def _memory(node: fx.Node) -> set[int]:
+    """The storages of a node's tensors. Running without data, views share their storage as they will with data."""
+    first = node.meta["values"][0] if "values" in node.meta else None
+    tensors = first if isinstance(first, tuple | list) else [first]
+    return {tensor.untyped_storage()._cdata for tensor in tensors if isinstance(tensor, Tensor)}
+
+
+def _refuse_aliases(
+    node: fx.Node, changed: fx.Node, memory: dict[fx.Node, set[int]], position: dict[fx.Node, int]
+) -> None:
     now = position[node]
-    bases = [changed.args[0]] if _is_view(changed) else []
-    views = [user for user in changed.users if _is_view(user) and position[user] < now]
-    for alias in [*bases, *views]:
-        if isinstance(alias, fx.Node) and any(position[user] > now for user in alias.users):
+    for alias in position:
+        if alias is node or not memory[alias] & memory[changed]:
+            continue
+        if alias.op == "get_attr":
+            raise UnsupportedError(
+                _where(node, f"the in-place op {node.target} overwrites the network's own {alias.target!r}")
+            )
+        if alias is not changed and position[alias] < now and _read_after(alias, now, position):
             raise UnsupportedError(
                 _where(
                     node, f"the in-place op {node.target} changes memory that is read again as {alias.name!r}"
@@ -61,10 +79,13 @@ def _refuse_aliases(node: fx.Node, changed: fx.Node, position: dict[fx.Node, int
             )
 
 
-def _is_view(node: fx.Node) -> bool:
-    if not isinstance(node.target, OpOverload) or node.target._schema.is_mutable:
-        return False
-    return any(result.alias_info is not None for result in node.target._schema.returns)
+def _read_after(alias: fx.Node, now: int, position: dict[fx.Node, int]) -> bool:
+    """Does anybody read the numbers, and not only the size?"""
+    readers = (user for user in alias.users if position[user] > now)
+    return any(
+        reader.op == "output" or isinstance(reader.meta["values"][0], Tensor | tuple | list)
+        for reader in readers
+    )
 
 
 def _where(node: fx.Node, what: str) -> str:

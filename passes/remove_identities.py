@@ -9,8 +9,19 @@ from sptrace.graph import GraphBuilder
 
 aten = ops.aten
 
-DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
-COPIES = {aten.contiguous.default, aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default}
+DROPOUTS = {
+    aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default,
+}
+COPIES = {
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.alias.default,
+    aten.lift_fresh_copy.default,
+    aten.positive.default,
+}
 
 
 def remove_identities(module: fx.GraphModule) -> int:
@@ -28,8 +39,8 @@ def remove_identities(module: fx.GraphModule) -> int:
         if node.target in DROPOUTS and node.args[2]:
             where = node.meta.get("source", "source unknown")
             raise UnsupportedError(
-                f"dropout is active although the network is in eval mode ({where}): "
-                "pass training=self.training to it"
+                f"dropout is active ({where}), so the network answers differently every time: "
+                "call .eval() on the network, and pass training=self.training to F.dropout"
             )
         if node.target in DROPOUTS | COPIES:
             builder.replace(node, node.args[0])

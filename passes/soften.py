@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,13 @@ from torch import fx
 
 from sptrace import gates
 from sptrace.artifact import GateCount
-from sptrace.graph import GraphBuilder, Target
+from sptrace.graph import GraphBuilder, Target, value
+from sptrace.passes.soften_attention import soften_attention
 from sptrace.softening import Softening
 
 aten = torch.ops.aten
+
+SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 # A recogniser reads a node's arguments and answers (kind, gate, the gate's arguments), or None if this is no gate.
 Recogniser = Callable[..., tuple[str, Target, tuple[Any, ...]] | None]
@@ -26,10 +29,12 @@ def soften(module: fx.GraphModule, softening: Softening) -> tuple[GateCount, ...
     Before:  y = relu(z)
     After:   y = gates.relu(z, rule="phi", tau=0.6)
 
-    The values of the network do not change.
+    The values of the network do not change. Attention matrices are the matter of `soften_attention`, which runs first.
     """
     builder = GraphBuilder(module)
     counts: Counter[tuple[str, str, float | None]] = Counter()
+    attention = softening.gate("attention")
+    counts["attention", *attention] = soften_attention(module, attention)
     for node in list(module.graph.nodes):
         recognised = (
             RECOGNISERS[node.target](*node.args, **node.kwargs) if node.target in RECOGNISERS else None
@@ -42,7 +47,9 @@ def soften(module: fx.GraphModule, softening: Softening) -> tuple[GateCount, ...
             builder.replace(node, builder.call(gate, *arguments, rule=rule, tau=tau))
         counts[kind, rule, tau] += 1
     return tuple(
-        GateCount(*gate, count) for gate, count in sorted(counts.items(), key=lambda item: item[0][0])
+        GateCount(*gate, count)
+        for gate, count in sorted(counts.items(), key=lambda item: item[0][0])
+        if count
     )
 
 
@@ -68,6 +75,94 @@ def _hardtanh(z: fx.Node, low: float = -1.0, high: float = 1.0) -> tuple[str, Ta
     return "relu6" if low == 0 else "hardtanh", gates.hardtanh, (z, float(low), float(high))
 
 
+def _leaky_relu(z: fx.Node, slope: float = 0.01) -> tuple[str, Target, tuple[Any, ...]]:
+    return "leaky_relu", gates.leaky_relu, (z, float(slope))
+
+
+def _prelu(z: fx.Node, slope: fx.Node) -> tuple[str, Target, tuple[Any, ...]]:
+    return "leaky_relu", gates.leaky_relu, (z, slope)
+
+
+def _elu(
+    z: fx.Node, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0
+) -> tuple[str, Target, tuple[Any, ...]]:
+    return "elu", gates.elu, (z, float(alpha), float(scale), float(input_scale))
+
+
+def _selu(z: fx.Node) -> tuple[str, Target, tuple[Any, ...]]:
+    return _elu(z, SELU_ALPHA, SELU_SCALE)
+
+
+def _celu(z: fx.Node, alpha: float = 1.0) -> tuple[str, Target, tuple[Any, ...]]:
+    return _elu(z, alpha, 1.0, 1.0 / alpha)
+
+
+def _silu(z: fx.Node) -> tuple[str, Target, tuple[Any, ...]]:
+    return "silu", gates.silu, (z, 1.0)
+
+
+def _product(a: fx.Node, b: fx.Node | float) -> tuple[str, Target, tuple[Any, ...]] | None:
+    """x sigmoid(x) is a SiLU written out, x sigmoid(c x) a quick GELU. All other products gate nothing."""
+    for x, factor in ((a, b), (b, a)):
+        if not isinstance(factor, fx.Node) or factor.target != aten.sigmoid.default:
+            continue
+        z = factor.args[0]
+        if z is x:
+            return _silu(z)
+        scaled = isinstance(z, fx.Node) and z.target in (aten.mul.Tensor, aten.mul.Scalar)
+        if scaled and x in z.args and all(arg is x or isinstance(arg, float | int) for arg in z.args):
+            (sharpness,) = (arg for arg in z.args if arg is not x)
+            return "quick_gelu", gates.silu, (x, float(sharpness))
+    return None
+
+
+def _gelu(z: fx.Node, *, approximate: str = "none") -> tuple[str, Target, tuple[Any, ...]]:
+    return "gelu", gates.gelu, (z, approximate)
+
+
+def _hardswish(z: fx.Node) -> tuple[str, Target, tuple[Any, ...]]:
+    return "hardswish", gates.hardswish, (z,)
+
+
+def _mish(z: fx.Node) -> tuple[str, Target, tuple[Any, ...]]:
+    return "mish", gates.mish, (z,)
+
+
+def _softplus(
+    z: fx.Node, beta: float = 1.0, threshold: float = 20.0
+) -> tuple[str, Target, tuple[Any, ...]]:
+    return "softplus", gates.softplus, (z, float(beta), float(threshold))
+
+
+def _layer_norm(
+    x: fx.Node,
+    normalized_shape: Sequence[int],
+    weight: fx.Node | None = None,
+    bias: fx.Node | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> tuple[str, Target, tuple[Any, ...]]:
+    return "layer_norm", gates.layer_norm, (x, list(normalized_shape), weight, bias, eps)
+
+
+def _group_norm(
+    x: fx.Node,
+    groups: int,
+    weight: fx.Node | None = None,
+    bias: fx.Node | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> tuple[str, Target, tuple[Any, ...]]:
+    return "group_norm", gates.group_norm, (x, groups, weight, bias, eps)
+
+
+def _rms_norm(
+    x: fx.Node, normalized_shape: Sequence[int], weight: fx.Node | None = None, eps: float | None = None
+) -> tuple[str, Target, tuple[Any, ...]]:
+    eps = torch.finfo(value(x).dtype).eps if eps is None else eps
+    return "rms_norm", gates.rms_norm, (x, list(normalized_shape), weight, eps)
+
+
 def _max_pool2d(z: fx.Node, *options: Any) -> tuple[str, Target, tuple[Any, ...]]:
     return "max_pool", gates.max_pool2d, (z, *options)
 
@@ -78,5 +173,19 @@ RECOGNISERS: dict[Target, Recogniser] = {
     aten.hardtanh.default: _hardtanh,
     aten.clamp.default: _clamp,
     aten.clamp_min.default: _clamp,
+    aten.leaky_relu.default: _leaky_relu,
+    aten._prelu_kernel.default: _prelu,
+    aten.elu.default: _elu,
+    aten.selu.default: _selu,
+    aten.celu.default: _celu,
+    aten.silu.default: _silu,
+    aten.mul.Tensor: _product,
+    aten.gelu.default: _gelu,
+    aten.hardswish.default: _hardswish,
+    aten.mish.default: _mish,
+    aten.softplus.default: _softplus,
+    aten.layer_norm.default: _layer_norm,
+    aten.group_norm.default: _group_norm,
+    aten.rms_norm.default: _rms_norm,
     aten.max_pool2d.default: _max_pool2d,
 }

@@ -52,6 +52,13 @@ class Measured:
     """How far the file is from the torch.fx program and from the eager reference, for one batch size.
 
     Attributions: by the verification's measure. Logits: largest difference divided by largest value.
+
+    Arguments:
+        batch: the batch size.
+        attribution_to_module, logits_to_module: distance to the torch.fx program.
+        attribution_to_eager, logits_to_eager: distance to the eager reference.
+        doubt: how far the eager reference moves when hard gates whose input is 0 but for rounding are thrown to either
+            side, by the same measure as attributions; 0 where no gate is hard.
     """
 
     batch: int
@@ -59,6 +66,7 @@ class Measured:
     logits_to_module: float
     attribution_to_eager: float
     logits_to_eager: float
+    doubt: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,12 +74,14 @@ class Verification:
     """What the compiler measured before it let go of the file.
 
     Arguments:
-        tolerance: what no error may exceed.
+        tolerance: what no error of an attribution may exceed, but for four times the doubt about hard gates; errors of
+            logits are held to 1e-4 always.
         measure: of attributions: "maximum", the largest difference divided by the largest value; or "norm", the L2
             norm of the difference divided by the norm (largest over the samples), where gates are hard and single
             pixels may jump.
         onnxruntime, torch: the versions that were compared.
         batches: one entry per batch size.
+        settings: the run-time settings at which the program was verified, for example steps of an ascent.
     """
 
     tolerance: float
@@ -79,6 +89,7 @@ class Verification:
     onnxruntime: str
     torch: str
     batches: tuple[Measured, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,7 @@ class Description:
     preset: str
     gates: tuple[GateCount, ...]
     labels: tuple[str, ...] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     verification: Verification | None = None
     format: int = field(default=FORMAT)
 
@@ -125,7 +137,7 @@ class Description:
             return Description(
                 **_tuples(data), preprocessing=preprocessing, gates=gates, verification=verification
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SptraceError(
                 f"the artifact's description is damaged ({error}): compile it again"
             ) from error

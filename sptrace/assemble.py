@@ -25,15 +25,25 @@ class Assembled:
             attribution, of the image's shape, and logits [N, classes].
         gates: how many gates were softened, and how.
         classes: number of logits.
+        input_range: the values of black and white in `image`.
     """
 
     module: fx.GraphModule
     gates: tuple[GateCount, ...]
     classes: int
+    input_range: tuple[float, float]
 
 
-def assemble(module: fx.GraphModule, preprocessing: Preprocessing, softening: Softening) -> Assembled:
+def assemble(
+    module: fx.GraphModule, preprocessing: Preprocessing, softening: Softening, objective: str = "logit"
+) -> Assembled:
     """Turn a captured network into its pullback program; `module` is used up.
+
+    Arguments:
+        module: as `sptrace.capture` gives it.
+        preprocessing: its mean, std and input_range become the program's first step.
+        softening: rules and temperatures of the gates.
+        objective: what is pulled back: the target's "logit", or its log-probability ("cross_entropy").
 
     Raises:
         UnsupportedError: an op has no rule.
@@ -46,12 +56,13 @@ def assemble(module: fx.GraphModule, preprocessing: Preprocessing, softening: So
     logits = output.args[0]
     image = placeholder(graph, "image")
     with graph.inserting_before(output):
-        cotangent = _one_hot(module, logits)
+        cotangent = _direction(module, logits, objective)
         attribution = pull_back(module, logits, cotangent, image)
     output.args = ((attribution, logits),)
+    output.meta = {"names": ("attribution", "logits")}
     (classes,) = static_shape(logits, [1])
     passes.run(passes.LOWER, module)
-    return Assembled(module, gates, classes)
+    return Assembled(module, gates, classes, preprocessing.input_range)
 
 
 def _normalize_input(module: fx.GraphModule, preprocessing: Preprocessing) -> None:
@@ -80,8 +91,17 @@ def _per_channel(numbers: Tensor) -> Tensor:
     return numbers.reshape(1, -1, 1, 1).float()
 
 
-def _one_hot(module: fx.GraphModule, logits: fx.Node) -> fx.Node:
-    """Adds the input `target`; returns the direction that it names, float32 [N, classes]: 1 at the target, else 0."""
+def resolve_target(builder: GraphBuilder, target: fx.Node, logits: fx.Node) -> fx.Node:
+    """The class that `target` names, int64 [N]: -1 stands for the largest of the logits."""
+    predicted = builder.call(aten.argmax.default, logits, 1)
+    return builder.call(aten.where.self, builder.call(aten.lt.Scalar, target, 0), predicted, target)
+
+
+def _direction(module: fx.GraphModule, logits: fx.Node, objective: str) -> fx.Node:
+    """Adds the input `target`; returns the direction that it names, float32 [N, classes].
+
+    That is 1 at the target and 0 elsewhere for its logit; for its log-probability the softmax of the logits is subtracted.
+    """
     graph, builder = module.graph, GraphBuilder(module)
     image = placeholder(graph, "image")
     with graph.inserting_after(image):
@@ -89,8 +109,10 @@ def _one_hot(module: fx.GraphModule, logits: fx.Node) -> fx.Node:
     target.meta = {"values": without_data(dtype=torch.int64), "path": "", "adjoint": True}
     (classes,) = static_shape(logits, [1])
     with builder.origin(target, adjoint=True):
-        predicted = builder.call(aten.argmax.default, logits, 1)
-        chosen = builder.call(aten.where.self, builder.call(aten.lt.Scalar, target, 0), predicted, target)
+        chosen = resolve_target(builder, target, logits)
         column = builder.reshape(chosen, [-1, 1])
         numbers = builder.constant("target.classes", torch.arange(classes).reshape(1, -1))
-        return builder.call(aten.to.dtype, builder.call(aten.eq.Tensor, numbers, column), torch.float32)
+        one_hot = builder.call(aten.to.dtype, builder.call(aten.eq.Tensor, numbers, column), torch.float32)
+        if objective == "logit":
+            return one_hot
+        return builder.call(aten.sub.Tensor, one_hot, builder.call(aten.softmax.int, logits, 1))

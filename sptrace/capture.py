@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_unflatten
 
 from sptrace.errors import SptraceError, UnsupportedError
 from sptrace.graph import BATCHES, parameter, place, propagate, without_data
+from sptrace.regions import inline_regions
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<text>[^\n]*)')
 
@@ -50,6 +52,7 @@ def capture(module: nn.Module, example: Tensor) -> fx.GraphModule:
             )
     except Exception as error:  # torch.export raises whatever the network's own code raises under tracing
         raise UnsupportedError(_why_export_failed(error)) from error
+    inline_regions(exported.graph_module)
     return _import_graph(exported)
 
 
@@ -68,29 +71,54 @@ def _quiet() -> Iterator[None]:
 
 def check(module: nn.Module, example: Tensor) -> None:
     """Refuse what cannot be compiled before any time is spent on it."""
-    training = next(
-        (name or type(module).__name__ for name, child in module.named_modules() if child.training), None
-    )
+    if not isinstance(module, nn.Module):
+        raise SptraceError(f"the network must be a torch.nn.Module, not {type(module).__name__}")
+    _check_mode(module)
+    _check_tensors(module)
+    _check_example(example)
+
+
+def _check_mode(module: nn.Module) -> None:
+    graphs = [name for name, child in module.named_modules() if isinstance(child, fx.GraphModule)]
+    if "" in graphs:
+        return
     if module.training:
         raise SptraceError(
             "the network is in train mode, where dropout and batch norm differ: call .eval() on it first"
         )
-    if training is not None and not isinstance(module, torch.fx.GraphModule):
-        raise SptraceError(
-            f"the network's module {training!r} is in train mode: call .eval() on the whole network first"
-        )
-    if (
-        not isinstance(example, Tensor)
-        or example.ndim != 4
-        or example.dtype != torch.float32
-        or len(example) == 0
-    ):
-        given = (
-            f"{tuple(example.shape)} {example.dtype}"
-            if isinstance(example, Tensor)
-            else type(example).__name__
-        )
-        raise SptraceError(f"the example must be a float32 tensor of shape [N, 3, H, W], not {given}")
+    for name, child in module.named_modules():
+        # A graph has its mode built in, and a flag that means nothing; the passes look at its ops.
+        if child.training and not any(f"{name}.".startswith(f"{graph}.") for graph in graphs):
+            raise SptraceError(
+                f"the network's module {name!r} is in train mode: call .eval() on the whole network first"
+            )
+
+
+def _check_tensors(module: nn.Module) -> None:
+    for name, data in [*module.named_parameters(), *module.named_buffers()]:
+        if (data.is_floating_point() or data.is_complex()) and data.dtype != torch.float32:
+            raise SptraceError(f"the network's {name!r} is {data.dtype}: call .float() on the network")
+        if data.device.type != "cpu":
+            raise SptraceError(f"the network's {name!r} is on {data.device}: call .cpu() on the network")
+        if data.is_inference():
+            raise SptraceError(
+                f"the network's {name!r} was made in inference mode, which rules out verification: "
+                "build the network outside of torch.inference_mode()"
+            )
+
+
+def _check_example(example: Tensor) -> None:
+    if not isinstance(example, Tensor):
+        given = type(example).__name__
+    elif example.dtype != torch.float32 or example.ndim != 4 or example.numel() == 0:
+        given = f"{list(example.shape)} {example.dtype}"
+    elif example.device.type != "cpu":
+        given = f"one on {example.device}"
+    elif not example.isfinite().all():
+        given = "one with NaN or infinite values"
+    else:
+        return
+    raise SptraceError(f"the example must be a float32 tensor of shape [N, 3, H, W] on the CPU, not {given}")
 
 
 def _why_export_failed(error: Exception) -> str:
@@ -138,10 +166,21 @@ def _import_graph(exported: ExportedProgram) -> fx.GraphModule:
         else:
             new = graph.node_copy(node, lambda argument: copied[argument])
             new.meta = _meta(node)
-            propagate(new)
+            _propagate(new)
         copied[node] = new
     module.recompile()
     return module
+
+
+def _propagate(node: fx.Node) -> None:
+    try:
+        propagate(node)
+    except Exception as error:  # whatever an op raises that needs the numbers of a tensor, and not only its shape
+        where = node.meta.get("source", "source unknown")
+        raise UnsupportedError(
+            f"the sizes or numbers that {node.target} gives depend on the values of a tensor ({where}), "
+            "which no fixed graph can do: write the network without it"
+        ) from error
 
 
 def _data(exported: ExportedProgram, name: str) -> Tensor:
@@ -152,17 +191,29 @@ def _data(exported: ExportedProgram, name: str) -> Tensor:
 
 def _logits(exported: ExportedProgram, output: fx.Node) -> fx.Node:
     results = [node for node in output.args[0] if isinstance(node, fx.Node)]  # type: ignore[union-attr]
+    if len(results) > 1:
+        results = _named_logits(exported, output)
     if len(results) != 1:
         raise UnsupportedError(
             f"the network returns {len(results)} tensors: wrap it so that it returns the logits alone"
         )
     logits = results[0].meta["val"]
     if logits.ndim != 2 or isinstance(logits.shape[0], int) or not logits.dtype.is_floating_point:
+        sizes = ", ".join(str(size) if isinstance(size, int) else "N" for size in logits.shape)
         raise UnsupportedError(
-            f"the network returns {list(logits.shape)}, not one row of logits a picture [N, classes]: "
+            f"the network returns [{sizes}] {logits.dtype}, not one row of logits a picture [N, classes]: "
             "wrap it so that it does"
         )
     return results[0]
+
+
+def _named_logits(exported: ExportedProgram, output: fx.Node) -> list[fx.Node]:
+    """Of several results the one called logits, in an object or a mapping; else all of them."""
+    results = list(output.args[0])  # type: ignore[arg-type]
+    answer = tree_unflatten(results, exported.call_spec.out_spec)  # type: ignore[arg-type]
+    logits = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
+    chosen = [logits] if isinstance(logits, fx.Node) else results
+    return [node for node in chosen if isinstance(node, fx.Node)]
 
 
 def _meta(node: fx.Node) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import onnx
 import torch
@@ -13,13 +16,14 @@ from torch import Tensor, fx, nn
 from sptrace import capture
 from sptrace.artifact import METADATA_KEY, Description, Preprocessing
 from sptrace.assemble import assemble
+from sptrace.composition import compose
 from sptrace.emission import emit
 from sptrace.errors import SptraceError
 from sptrace.files import replacing
 from sptrace.models.network import Network
 from sptrace.programs import program_kind
 from sptrace.softening import Softening
-from sptrace.verification.verify import verify
+from sptrace.verification.verify import Eager, verify
 from sptrace.version import __version__
 
 Progress = Callable[[str], None]
@@ -62,6 +66,7 @@ def compile(
     input_range: tuple[float, float] = (-1.0, 1.0),
     labels: Sequence[str] | None = None,
     progress: Progress = lambda stage: None,
+    **options: Any,
 ) -> Program:
     """Compile a network's explanation (arXiv 2507.22832).
 
@@ -77,6 +82,7 @@ def compile(
         input_range: the values of black and white in `image`.
         labels: one name per class, kept in the artifact.
         progress: called with a few words as each stage begins.
+        options: settings of the program, as `sptrace.programs.PROGRAMS` lists them; for example clamp="every".
 
     Raises:
         SptraceError: a mistake in the arguments.
@@ -84,6 +90,8 @@ def compile(
         VerificationError: the program disagrees with its references.
     """
     capture.check(model, example)
+    if example.shape[1] != 3:
+        raise SptraceError(f"the example must have 3 channels, [N, 3, H, W], not {list(example.shape)}")
     network = Network(
         module=model,
         name=type(model).__name__,
@@ -93,40 +101,51 @@ def compile(
             mean=_triple(mean, "mean"),
             std=_triple(std, "std"),
         ),
-        labels=None if labels is None else tuple(labels),
+        labels=_labels(labels),
         weights="those of the module given to sptrace.compile",
     )
     return compile_network(
-        network, example, program=program, softening=Softening.of(softening), progress=progress
+        network, example, program=program, softening=Softening.of(softening), options=options, progress=progress
     )
 
 
+@torch.inference_mode(False)
 def compile_network(
     network: Network,
     example: Tensor,
     *,
     program: str,
     softening: Softening,
+    options: Mapping[str, Any] = MappingProxyType({}),
     progress: Progress = lambda stage: None,
 ) -> Program:
     """Compile a network whose preprocessing is known; arguments and errors as in `compile`."""
-    softening = program_kind(program).softening(softening)
+    example = example.detach().clone()  # no history, and no tensor of the caller's inference mode
+    kind = program_kind(program)
+    softening, settings = kind.softening(softening), kind.settings(options)
     preprocessing = network.preprocessing
     if (preprocessing.mean is None) != (preprocessing.std is None):
         raise SptraceError("mean and std belong together: give both or neither")
     progress("capturing the network")
     captured = capture.capture(network.module, example)
     progress("building the pullback")
-    assembled = assemble(captured, preprocessing, softening)
+    assembled = assemble(captured, preprocessing, softening, settings.get("objective", "logit"))
     if network.labels is not None and len(network.labels) != assembled.classes:
         raise SptraceError(
             f"{len(network.labels)} labels for {assembled.classes} classes: give one name per class"
         )
     progress("writing ONNX")
-    proto = emit(assembled.module, network.name)
+    module = compose(program, assembled, settings)
+    proto = emit(module, network.name)
     progress("verifying")
+    hard = any(gate.rule == "hard" for gate in assembled.gates)
+    eager_settings = kind.for_verification(settings, hard)
     verification = verify(
-        proto.SerializeToString(), assembled, network.module, example, preprocessing, softening
+        proto.SerializeToString(),
+        module,
+        Eager(program, eager_settings, network.module, preprocessing, softening),
+        example,
+        hard,
     )
     description = Description(
         version=__version__,
@@ -136,12 +155,13 @@ def compile_network(
         parameters=sum(parameter.numel() for parameter in network.module.parameters()),
         classes=assembled.classes,
         preprocessing=preprocessing,
+        settings=settings,
         preset=softening.preset,
         gates=assembled.gates,
         labels=network.labels,
         verification=verification,
     )
-    return Program(assembled.module, description, _described(proto, description))
+    return Program(module, description, _described(proto, description))
 
 
 def example_image(preprocessing: Preprocessing) -> Tensor:
@@ -165,21 +185,39 @@ def _described(proto: onnx.ModelProto, description: Description) -> bytes:
     return bytes(proto.SerializeToString(deterministic=True))
 
 
-def _range(input_range: Sequence[float]) -> tuple[float, float]:
-    low, high = input_range
-    if not low < high:
+def _range(input_range: object) -> tuple[float, float]:
+    black_white = _numbers(input_range, 2)
+    if black_white is None or not black_white[0] < black_white[1]:
         raise SptraceError(
-            f"input_range must be (black, white) with black below white, not {tuple(input_range)}"
+            f"input_range must be two numbers, black and white, with black below white, not {input_range!r}"
         )
-    return float(low), float(high)
+    return black_white[0], black_white[1]
 
 
-def _triple(numbers: Sequence[float] | None, name: str) -> tuple[float, float, float] | None:
-    if numbers is None:
+def _triple(given: object, name: str) -> tuple[float, float, float] | None:
+    if given is None:
         return None
-    values = tuple(float(number) for number in numbers)
-    if len(values) != 3 or (name == "std" and min(values) <= 0):
+    channels = _numbers(given, 3)
+    if channels is None or (name == "std" and min(channels) <= 0):
         raise SptraceError(
-            f"{name} must be three numbers{' above 0' if name == 'std' else ''}, not {list(values)}"
+            f"{name} must be three numbers{' above 0' if name == 'std' else ''}, not {given!r}"
         )
-    return values[0], values[1], values[2]
+    return channels[0], channels[1], channels[2]
+
+
+def _numbers(given: object, count: int) -> list[float] | None:
+    """The finite numbers of a sequence of `count`; None if it is something else."""
+    try:
+        numbers = [float(number) for number in given]  # type: ignore[attr-defined]  # what fails is answered here
+    except (TypeError, ValueError):
+        return None
+    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
+
+
+def _labels(given: Sequence[str] | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    labels = () if isinstance(given, str) else tuple(given)
+    if not labels or not all(isinstance(label, str) for label in labels):
+        raise SptraceError("labels must be a list of texts, one name per class")
+    return labels

@@ -1,8 +1,8 @@
 """Gating nonlinearities as single nodes: forward hard, backward soft.
 
-The pass `soften` puts a call to one of these functions where the network had a ReLU, a ReLU6 or a max pool.
-Computing one gives exactly the network's own value; the keywords `rule` and `tau` say how the pullback treats it,
-and only `sptrace.pullback.gates` reads them.
+The pass `soften` puts a call to one of these functions where the network had an activation, a max pool, a norm with
+statistics of its own, or a product with an attention matrix. Computing one gives exactly the network's own value; the
+keywords `rule` and `tau` say how the pullback treats it, and only the rules in `sptrace.pullback` read them.
 """
 
 from __future__ import annotations
@@ -34,3 +34,74 @@ def max_pool2d(
 ) -> Tensor:
     """The largest value of each window; z is [N, C, H, W]."""
     return torch.nn.functional.max_pool2d(z, kernel, stride, padding, dilation, ceil_mode)
+
+
+def leaky_relu(z: Tensor, slope: float | Tensor, *, rule: str, tau: float | None) -> Tensor:
+    """Z where z > 0, else slope * z; the slope of a PReLU is a tensor that broadcasts over z."""
+    return torch.where(z > 0, z, slope * z)
+
+
+def elu(z: Tensor, alpha: float, scale: float, input_scale: float, *, rule: str, tau: float | None) -> Tensor:
+    """Scale * z where z > 0, else scale * alpha * (exp(input_scale * z) - 1): ELU, SELU and CELU."""
+    return torch.ops.aten.elu(z, alpha, scale, input_scale)
+
+
+def silu(z: Tensor, sharpness: float, *, rule: str, tau: float | None) -> Tensor:
+    """Z * sigma(sharpness * z): SiLU is sharpness 1, quick GELU 1.702."""
+    return z * torch.sigmoid(sharpness * z) if sharpness != 1 else torch.nn.functional.silu(z)
+
+
+def gelu(z: Tensor, approximate: str, *, rule: str, tau: float | None) -> Tensor:
+    """Z * Phi(z), or its approximation by tanh."""
+    return torch.nn.functional.gelu(z, approximate=approximate)
+
+
+def hardswish(z: Tensor, *, rule: str, tau: float | None) -> Tensor:
+    """Z * min(1, max(0, z / 6 + 1 / 2))."""
+    return torch.nn.functional.hardswish(z)
+
+
+def mish(z: Tensor, *, rule: str, tau: float | None) -> Tensor:
+    """Z * tanh(log(1 + exp(z)))."""
+    return torch.nn.functional.mish(z)
+
+
+def softplus(z: Tensor, beta: float, threshold: float, *, rule: str, tau: float | None) -> Tensor:
+    """log(1 + exp(beta * z)) / beta, and z itself where beta * z exceeds the threshold."""
+    return torch.nn.functional.softplus(z, beta, threshold)
+
+
+def layer_norm(
+    x: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    rule: str,
+    tau: None,
+) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, the statistics over the last dimensions."""
+    return torch.nn.functional.layer_norm(x, normalized_shape, weight, bias, eps)
+
+
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, *, rule: str, tau: None
+) -> Tensor:
+    """The same with statistics over each group of channels; an instance norm has a group for each channel."""
+    return torch.nn.functional.group_norm(x, groups, weight, bias, eps)
+
+
+def rms_norm(
+    x: Tensor, normalized_shape: list[int], weight: Tensor | None, eps: float, *, rule: str, tau: None
+) -> Tensor:
+    """X / sqrt(mean of x^2 + eps) * weight, the mean over the last dimensions."""
+    return torch.nn.functional.rms_norm(x, normalized_shape, weight, eps)
+
+
+def attend(matrix: Tensor, softened: Tensor, value: Tensor, left: bool, *, rule: str, tau: float | None) -> Tensor:
+    """The product of an attention matrix and a value: matrix @ value if `left`, else value @ matrix.
+
+    `softened` is the matrix at another temperature, which only the pullback reads.
+    """
+    return matrix @ value if left else value @ matrix

@@ -6,7 +6,7 @@ A node's ``meta`` holds:
   "meta"), numbers for size arithmetic, or tuples of these. A size that differs between the two depends on the batch;
 - ``path``: the module path that the node came from, for example "layer1.0.conv1";
 - ``adjoint``: True for nodes of the pullback;
-- ``source``: file, line and text of the network's own code, for error messages.
+- ``source``: file, line and text of the network's own ``forward`` (torch.export records no deeper), for messages.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def propagate(node: fx.Node) -> None:
     for index in range(len(BATCHES)):
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), partial(_value_at, index))
         if "device" in kwargs:
-            kwargs["device"] = torch.device("meta")
+            kwargs = {**kwargs, "device": torch.device("meta")}
         with torch.no_grad():
             results.append(node.target(*args, **kwargs))  # type: ignore[operator]
     node.meta["values"] = tuple(results)

@@ -1,41 +1,192 @@
-"""The programs: what is computed from a network's pullback. Torch-free data; `sptrace.assemble` builds them."""
+"""The programs: what is computed from a network's pullback. Torch-free data; `sptrace.composition` builds them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from sptrace.errors import SptraceError
 from sptrace.softening import Softening
 
+Setting = int | float | str | None
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting of a program.
+
+    Arguments:
+        default: its value when nothing is said.
+        help: what it means, in one line.
+        check: a setting is taken if this says True of it.
+        wanted: what is wanted, for the message that refuses one.
+        at_run_time: True if the artifact has an input of this name, of which the setting is the default.
+    """
+
+    default: Setting
+    help: str
+    check: Callable[[Any], bool]
+    wanted: str
+    at_run_time: bool = False
+
+
+def _is_number(setting: object) -> bool:
+    return isinstance(setting, int | float) and not isinstance(setting, bool)
+
+
+def _is_count(setting: object) -> bool:
+    return isinstance(setting, int) and not isinstance(setting, bool) and setting >= 1
+
+
+def _is_positive(setting: object) -> bool:
+    return _is_number(setting) and 0 < setting < float("inf")  # type: ignore[operator]
+
+
+def _one_of(*names: str) -> Callable[[object], bool]:
+    return lambda setting: setting in names
+
+
+_STEPS = Option(5, "number of steps, K", _is_count, "a whole number of at least 1", at_run_time=True)
+_ALPHA = Option(20.0, "length of a step, L2 norm over the image", _is_number, "a number", at_run_time=True)
+_SAMPLES = Option(50, "number of pictures", _is_count, "a whole number of at least 1", at_run_time=True)
+_SIGMA = Option(0.15, "standard deviation of the noise", _is_number, "a number", at_run_time=True)
+_SEED = Option(
+    0, "seed of the noise", lambda seed: isinstance(seed, int) and 0 <= seed < 2**31 - 1, "0 to 2147483646"
+)
+_OBJECTIVE = Option(
+    "logit",
+    "what is raised: the target's logit, or its log-probability (cross_entropy)",
+    _one_of("logit", "cross_entropy"),
+    "logit or cross_entropy",
+)
+_ASCENT: Mapping[str, Option] = {
+    "steps": _STEPS,
+    "alpha": _ALPHA,
+    "clamp": Option(
+        "never",
+        "clamp pictures to the input's range: never, every step, or after the last",
+        _one_of("never", "every", "last"),
+        "never, every or last",
+    ),
+    "epsilon": Option(
+        None,
+        "radius of the L2 ball around the image that no step leaves",
+        lambda epsilon: epsilon is None or _is_positive(epsilon),
+        "a number above 0, or None",
+    ),
+    "objective": _OBJECTIVE,
+}
+_NOISE: Mapping[str, Option] = {"samples": _SAMPLES, "sigma": _SIGMA, "seed": _SEED}
+_PATH: Mapping[str, Option] = {
+    "samples": _SAMPLES,
+    "baseline": Option(0.0, "the picture that the path starts from: one value for all pixels", _is_number, "a number", True),
+}
+
+PAPER = "arXiv 2507.22832"
+
 
 @dataclass(frozen=True)
 class ProgramKind:
-    """One line about a program, and whether its gates stay hard.
+    """What there is to know about a program.
 
     Arguments:
-        summary: what the program computes, in one line.
+        summary: what it computes, in one line.
         source: where it is defined.
-        hard: True if the program is defined with hard gates, whatever softening is asked for.
+        preset: the softening that it is defined with, whatever is asked for; None: the one asked for.
+        options: its settings by name.
+        tolerance: verification's bound on the largest error, as a share of the largest value.
     """
 
     summary: str
     source: str
-    hard: bool = False
+    preset: str | None = None
+    options: Mapping[str, Option] = field(default_factory=dict)
+    tolerance: float = 1e-4
 
     def softening(self, asked: Softening) -> Softening:
-        """The softening that the program uses: the one asked for, or none."""
-        return Softening("hard") if self.hard else asked
+        """The softening that the program uses."""
+        return asked if self.preset is None else Softening(self.preset)
+
+    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings, those that were not given at their defaults.
+
+        Raises:
+            SptraceError: the program has no such option, or the setting is not among those it takes.
+        """
+        for name, setting in given.items():
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise SptraceError(f"the program has no option {name!r}: it takes {known}")
+            option = self.options[name]
+            if not option.check(setting):
+                raise SptraceError(f"{name} must be {option.wanted}, not {setting!r}")
+        return {name: given.get(name, option.default) for name, option in self.options.items()}
+
+    def for_verification(self, settings: Mapping[str, Any], hard: bool) -> dict[str, Any]:
+        """The settings at which a program is verified: as given, but for the number of rounds.
+
+        Two rounds show that what a loop carries is right. With hard gates the second step of an ascent would say
+        nothing: a gate that float32 cannot decide moves the first step, and then many gates the second.
+        """
+        rounds = {"steps": 1 if hard else 2, "samples": 2}
+        return {
+            name: min(setting, rounds[name]) if name in rounds else setting for name, setting in settings.items()
+        }
+
+
+def _soft_and_hard(
+    soft: str, hard: str, summary: str, source: tuple[str, str], options: Mapping[str, Option], tolerance: float
+) -> dict[str, ProgramKind]:
+    """A program with soft gates, and its twin with hard ones."""
+    return {
+        soft: ProgramKind(summary.format("the pullback"), source[0], None, options, tolerance),
+        hard: ProgramKind(summary.format("the gradient"), source[1], "hard", options, tolerance),
+    }
 
 
 PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
     {
-        "soft_pullback": ProgramKind(
-            "the pullback of the target's logit, gates softened", "arXiv 2507.22832, section 3"
+        "soft_pullback": ProgramKind("the pullback nu(x) of the target's logit, gates softened", f"{PAPER}, section 3"),
+        "gradient": ProgramKind("the same with hard gates: the gradient", "Simonyan et al., arXiv 1312.6034", "hard"),
+        "double_pullback": ProgramKind(
+            "nu(x + alpha nu(x)): the pullback where the pullback points to",
+            PAPER,
+            options={"alpha": Option(2.0, "how far it is followed", _is_number, "a number", at_run_time=True)},
         ),
-        "gradient": ProgramKind(
-            "the gradient of the target's logit", "Simonyan et al., arXiv 1312.6034", hard=True
+        **_soft_and_hard(
+            "pullback_ascent",
+            "gradient_ascent",
+            "x_K - x_0 after K normalised steps along {}, and the counterfactual picture x_K",
+            (PAPER, PAPER),
+            _ASCENT,
+            1e-3,
+        ),
+        **_soft_and_hard(
+            "smooth_pullback",
+            "smoothgrad",
+            "mean of {} over noisy copies of the image",
+            (PAPER, "Smilkov et al., arXiv 1706.03825"),
+            _NOISE,
+            1e-4,
+        ),
+        **_soft_and_hard(
+            "integrated_pullback",
+            "integrated_gradients",
+            "(x - baseline) times the mean of {} along the straight path from the baseline",
+            (PAPER, "Sundararajan et al., arXiv 1703.01365"),
+            _PATH,
+            1e-4,
+        ),
+        **_soft_and_hard(
+            "input_x_pullback",
+            "input_x_gradient",
+            "image times {}",
+            (PAPER, "Shrikumar et al., arXiv 1605.01713"),
+            {},
+            1e-4,
         ),
     }
 )
@@ -44,5 +195,7 @@ PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
 def program_kind(name: str) -> ProgramKind:
     """The program of that name; SptraceError if there is none."""
     if name not in PROGRAMS:
-        raise SptraceError(f"there is no program {name!r}: use one of {', '.join(PROGRAMS)}")
+        close = difflib.get_close_matches(name, PROGRAMS, n=2)
+        meant = f"did you mean {' or '.join(close)}? " if close else ""
+        raise SptraceError(f"there is no program {name!r}: {meant}use one of {', '.join(PROGRAMS)}")
     return PROGRAMS[name]

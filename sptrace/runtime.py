@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from sptrace.artifact import METADATA_KEY, Description
 from sptrace.errors import SptraceError
+from sptrace.programs import program_kind
 
 Provider = str | tuple[str, dict[str, Any]]
 Target = int | str | Sequence[int | str] | NDArray[np.integer[Any]] | None
 PREDICTED = -1
+_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +37,14 @@ class Explanation:
         logits: float32 [N, classes].
         target: int64 [N], the class that was explained.
         labels: one name per class, or None.
+        image_out: float32 [N, 3, H, W], the picture that an ascent arrives at; None for other programs.
     """
 
     attribution: NDArray[np.float32]
     logits: NDArray[np.float32]
     target: NDArray[np.int64]
     labels: tuple[str, ...] | None
+    image_out: NDArray[np.float32] | None = None
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
@@ -64,6 +68,7 @@ class Explainer:
         input_size: height and width of `image`.
         input_range: the values of black and white in `image`.
         providers: names of the execution providers in use, in the order of preference.
+        settings: what `explain` takes beside image and target, with the dtype of each.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession, description: Description) -> None:
@@ -74,8 +79,14 @@ class Explainer:
         self.input_size = description.preprocessing.size
         self.input_range = description.preprocessing.input_range
         self.providers: tuple[str, ...] = tuple(session.get_providers())
+        self.settings = {
+            item.name: np.dtype(_DTYPES[item.type]) for item in session.get_overridable_initializers()
+        }
+        self._outputs = [item.name for item in session.get_outputs()]
 
-    def explain(self, image: NDArray[np.floating[Any]], target: Target = None) -> Explanation:
+    def explain(
+        self, image: NDArray[np.floating[Any]], target: Target = None, **settings: float
+    ) -> Explanation:
         """Explain a batch of images.
 
         Arguments:
@@ -84,23 +95,41 @@ class Explainer:
             target: the class to explain: its index or its name, for all images or one per image. A name is
                 a label, or one of the comma-separated parts of a label in any case. None, or an index of
                 -1: the predicted class.
+            settings: of the program, those that can be given at run time (`settings` names them); for example
+                steps=5, alpha=20.0 of an ascent. Left out, they are as they were when the artifact was compiled.
 
         Returns:
-            The attribution, the logits, and the classes explained.
+            The attribution, the logits, the classes explained, and of an ascent the picture it arrives at.
 
         Raises:
-            SptraceError: `image` has the wrong type or shape, or `target` is not a class of this network.
+            SptraceError: `image` has the wrong type or shape, `target` is not a class of this network, or the
+                program has no such setting.
         """
         image = self._check_image(image)
         targets = self._resolve(target, len(image))
-        feeds = {"image": image, "target": targets}
-        attribution, logits = self._session.run(["attribution", "logits"], feeds)
-        targets = np.where(targets == PREDICTED, logits.argmax(axis=1), targets)
-        return Explanation(attribution, logits, targets, self.labels)
+        feeds = {"image": image, "target": targets, **self._feeds(settings)}
+        answers = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+        targets = np.where(targets == PREDICTED, answers["logits"].argmax(axis=1), targets)
+        return Explanation(target=targets, labels=self.labels, **answers)
 
-    def attribute(self, image: NDArray[np.floating[Any]], target: Target = None) -> NDArray[np.float32]:
+    def attribute(
+        self, image: NDArray[np.floating[Any]], target: Target = None, **settings: float
+    ) -> NDArray[np.float32]:
         """The attribution alone, float32 [N, 3, H, W]; arguments and errors as in `explain`."""
-        return self.explain(image, target).attribution
+        return self.explain(image, target, **settings).attribution
+
+    def _feeds(self, settings: Mapping[str, float]) -> dict[str, NDArray[Any]]:
+        """The settings as arrays of the types that the artifact takes, checked as when compiling."""
+        feeds = {}
+        options = program_kind(self.description.program).options if settings else {}
+        for name, setting in settings.items():
+            if name not in self.settings:
+                known = ", ".join(self.settings) or "none"
+                raise SptraceError(f"{name!r} cannot be set at run time: this artifact takes {known}")
+            if not options[name].check(setting):
+                raise SptraceError(f"{name} must be {options[name].wanted}, not {setting!r}")
+            feeds[name] = np.array(setting, dtype=self.settings[name])
+        return feeds
 
     def _check_image(self, image: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """The image as float32, if it is what the artifact takes."""

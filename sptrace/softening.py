@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -17,30 +18,40 @@ class GateRule(NamedTuple):
     tau: float | None
 
 
-RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+RULES: Mapping[str, Mapping[str, float | None]] = MappingProxyType(
     {
-        "relu": ("phi", "sigmoid", "hard"),
-        "relu6": ("phi", "relu", "hard"),
-        "hardtanh": ("gate", "hard"),
-        "max_pool": ("softmax", "hard"),
+        "relu": {"phi": 0.6, "sigmoid": 0.3, "hard": None},
+        "relu6": {"phi": 0.6, "relu": 0.6, "hard": None},
+        "hardtanh": {"gate": None, "hard": None},
+        "leaky_relu": {"phi": 0.6, "hard": None},
+        "elu": {"phi": 0.6, "hard": None},
+        "silu": {"gate": 1.6, "hard": None},
+        "gelu": {"gate": 1.0, "hard": None},
+        "quick_gelu": {"gate": 1.0, "hard": None},
+        "hardswish": {"gate": 1.0, "hard": None},
+        "mish": {"gate": 1.0, "hard": None},
+        "softplus": {"gate": 1.0, "hard": None},
+        "max_pool": {"softmax": 0.3, "hard": None},
+        "layer_norm": {"frozen": None, "hard": None},
+        "group_norm": {"frozen": None, "hard": None},
+        "rms_norm": {"frozen": None, "hard": None},
+        "attention": {"value": 1.0, "full": None},
     }
 )
-"""The rules that each kind of gate knows, METHOD's own first. `relu6` is any Hardtanh whose lower end is 0."""
+"""The rules that each kind of gate knows, METHOD's own first, the ordinary gradient last, each with its temperature.
 
-WITHOUT_TEMPERATURE = frozenset({"hard", "gate"})
+None: the rule has no temperature. `relu6` is any Hardtanh whose lower end is 0; `leaky_relu` covers PReLU, `elu` covers
+SELU and CELU, `group_norm` covers instance norm. A smooth gate at temperature 1 is softened by nothing but its own
+slope being left out.
+"""
 
 PRESETS: Mapping[str, Mapping[str, GateRule]] = MappingProxyType(
     {
-        "paper": {
-            "relu": GateRule("phi", 0.6),
-            "relu6": GateRule("phi", 0.6),
-            "hardtanh": GateRule("gate", None),
-            "max_pool": GateRule("softmax", 0.3),
-        },
-        "hard": {kind: GateRule("hard", None) for kind in RULES},
+        "paper": {kind: GateRule(*next(iter(rules.items()))) for kind, rules in RULES.items()},
+        "hard": {kind: GateRule(list(rules)[-1], None) for kind, rules in RULES.items()},
     }
 )
-"""`paper`: arXiv 2507.22832, with ReLU6 and Hardtanh (on which it is silent) by y = z * m(z).
+"""`paper`: arXiv 2507.22832, and by y = z * m(z) where it is silent.
 
 `hard`: ordinary gradients.
 """
@@ -72,11 +83,12 @@ class Softening:
             if rule not in RULES[kind]:
                 raise SptraceError(f"{kind} has no rule {rule!r}: use one of {', '.join(RULES[kind])}")
         for kind, tau in self.tau.items():
-            if not 0 < tau < float("inf"):
+            if not isinstance(tau, Real) or not 0 < tau < float("inf"):
                 raise SptraceError(
-                    f"the temperature of {kind} must be above 0, not {tau}: rule 'hard' is the limit at 0"
+                    f"the temperature of {kind} must be a number above 0, not {tau!r}: "
+                    "rule 'hard' is the limit at 0"
                 )
-            if self._rule(kind) in WITHOUT_TEMPERATURE:
+            if RULES[kind][self._rule(kind)] is None:
                 raise SptraceError(
                     f"the rule {self._rule(kind)!r} of {kind} has no temperature: leave tau out, or use another rule"
                 )
@@ -84,6 +96,10 @@ class Softening:
     @staticmethod
     def of(softening: Softening | str) -> Softening:
         """`softening` itself, or the preset of that name."""
+        if not isinstance(softening, Softening | str):
+            raise SptraceError(
+                f"softening must be the name of a preset or a Softening, not {type(softening).__name__}"
+            )
         return softening if isinstance(softening, Softening) else Softening(softening)
 
     def _rule(self, kind: str) -> str:
@@ -92,11 +108,13 @@ class Softening:
     def gate(self, kind: str) -> GateRule:
         """Rule and temperature for one kind of gate."""
         rule = self._rule(kind)
-        if rule in WITHOUT_TEMPERATURE:
+        default = RULES[kind][rule]
+        if default is None:
             return GateRule(rule, None)
-        # A rule that the preset does not use starts from the paper's temperature.
-        default = PRESETS[self.preset][kind].tau or PRESETS["paper"][kind].tau
-        return GateRule(rule, self.tau.get(kind, default))
+        usual = PRESETS[self.preset][kind]
+        # A rule that the preset does not use starts from the rule's own temperature.
+        tau = self.tau.get(kind, usual.tau if usual.rule == rule and usual.tau is not None else default)
+        return GateRule(rule, float(tau))
 
     def gates(self) -> dict[str, GateRule]:
         """Rule and temperature for every kind of gate."""

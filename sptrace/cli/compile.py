@@ -15,7 +15,7 @@ from sptrace import models
 from sptrace.artifact import Description
 from sptrace.errors import SptraceError
 from sptrace.files import require_writable
-from sptrace.programs import PROGRAMS, program_kind
+from sptrace.programs import PROGRAMS, Setting, program_kind
 from sptrace.softening import PRESETS, Softening
 
 if TYPE_CHECKING:
@@ -50,6 +50,10 @@ def compile_(
         list[str] | None,
         typer.Option(metavar="KIND=RULE", help="Rule of a kind of gate, e.g. max_pool=hard."),
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A setting of the program; `sptrace programs` lists them."),
+    ] = None,
     mean: Annotated[
         str | None,
         typer.Option(metavar="R,G,B", help="Normalisation of pixels in 0..1, in place of the network's."),
@@ -60,7 +64,8 @@ def compile_(
     if output.suffix != ".onnx":
         raise SptraceError(f"cannot write the artifact to {output}: end its name in .onnx")
     require_writable(output)
-    program_kind(program)
+    options = read_settings(option)
+    program_kind(program).settings(options)
     softening = Softening(
         preset,
         tau={kind: _number(text, "--tau") for kind, text in _pairs(tau, "--tau").items()},
@@ -71,30 +76,28 @@ def compile_(
     start = time.perf_counter()
     with Console(stderr=True).status("importing torch") as status:
         show = _stages(status.update)
-        description = _compile(model, output, program, weights, size, softening, normalisation, show)
+        show("loading the network")
+        network = _normalised(models.resolve(model, weights=weights, size=size), *normalisation)
+        description = _compile(network, output, program, softening, options, show)
     seconds = time.perf_counter() - start
     console.print(_verified(description), soft_wrap=True)
     console.print(f"saved {output} ({output.stat().st_size / 1e6:.1f} MB) in {seconds:.1f} s", soft_wrap=True)
 
 
 def _compile(
-    model: str,
+    network: Network,
     output: Path,
     program: str,
-    weights: Path | None,
-    size: int | None,
     softening: Softening,
-    normalisation: tuple[tuple[float, ...] | None, tuple[float, ...] | None],
+    options: dict[str, Setting],
     show: Callable[[str], None],
 ) -> Description:
-    show("loading the network")
-    network = models.resolve(model, weights=weights, size=size)
     # Only now: a wrong model name should not wait for torch, and its absence is the model source's error to tell.
     from sptrace.compiler import compile_network, example_image
 
-    network = _normalised(network, *normalisation)
+    example = example_image(network.preprocessing)
     compiled = compile_network(
-        network, example_image(network.preprocessing), program=program, softening=softening, progress=show
+        network, example, program=program, softening=softening, options=options, progress=show
     )
     show("saving")
     compiled.save(output)
@@ -150,10 +153,24 @@ def _pairs(options: Sequence[str] | None, flag: str) -> dict[str, str]:
     for option in options or ():
         kind, equals, setting = option.partition("=")
         if not equals or not kind or not setting:
-            example = "relu=0.6" if flag == "--tau" else "relu=phi"
-            raise SptraceError(f"{flag} {option}: write KIND=VALUE, for example {example}")
+            example = {"--tau": "relu=0.6", "--rule": "relu=phi", "--option": "steps=10"}[flag]
+            raise SptraceError(f"{flag} {option}: write NAME=VALUE, for example {example}")
         pairs[kind] = setting
     return pairs
+
+
+def read_settings(options: Sequence[str] | None) -> dict[str, Setting]:
+    """Settings of a program from NAME=VALUE: numbers are read as such."""
+    return {name: _setting(text) for name, text in _pairs(options, "--option").items()}
+
+
+def _setting(text: str) -> Setting:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _number(text: str, flag: str) -> float:

@@ -9,12 +9,18 @@ import onnx
 import onnx_ir as ir
 from torch import fx
 
-from sptrace.emission import convolution, elementwise, shape
-from sptrace.emission.builder import EMITTERS, IR_VERSION, OPSET, OnnxBuilder
-from sptrace.errors import UnsupportedError
+from sptrace.emission import (
+    convolution,
+    elementwise,
+    functions,
+    gates,
+    generation,
+    normalisation,
+    shape,
+)
+from sptrace.emission.builder import EMITTERS, IR_VERSION
+from sptrace.emission.walk import write
 from sptrace.version import __version__
-
-OUTPUTS = ("attribution", "logits")
 
 
 def emit(module: fx.GraphModule, name: str) -> onnx.ModelProto:
@@ -27,37 +33,22 @@ def emit(module: fx.GraphModule, name: str) -> onnx.ModelProto:
     Raises:
         UnsupportedError: the graph contains an op that has no emitter.
     """
-    builder = OnnxBuilder(module)
-    inputs: list[ir.Value] = []
-    outputs: list[ir.Value] = []
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            inputs.append(builder.input(node))
-        elif node.op == "get_attr":
-            builder.weight(node)
-        elif node.op == "output":
-            outputs = [
-                builder.output(result, name) for result, name in zip(node.args[0], OUTPUTS, strict=True)
-            ]
-        elif node.target in EMITTERS:
-            builder.emit(node, EMITTERS[node.target])
-        else:
-            where = node.meta.get("source", "source unknown")
-            raise UnsupportedError(
-                f"there is no ONNX emitter for {node.target} ({where}): add one to sptrace.emission"
-            )
-    graph = ir.Graph(
-        inputs,
-        outputs,
-        nodes=builder.nodes,
-        initializers=builder.initializers,
-        opset_imports={"": OPSET},
-        name=name,
-    )
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    graph = write(module, name, output.meta["names"])
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="sptrace", producer_version=__version__)
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
 
-__all__ = ["EMITTERS", "convolution", "elementwise", "emit", "shape"]
+__all__ = [
+    "EMITTERS",
+    "convolution",
+    "elementwise",
+    "emit",
+    "functions",
+    "gates",
+    "generation",
+    "normalisation",
+    "shape",
+]

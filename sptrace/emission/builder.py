@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from sptrace.graph import Target, is_batch, parameter, shape, value
+from sptrace.errors import UnsupportedError
+from sptrace.graph import BATCHES, Target, is_batch, parameter, shape, value
 
 OPSET = 21
 IR_VERSION = 10
@@ -48,21 +50,38 @@ class OnnxBuilder:
 
     Arguments:
         module: the graph module that is being written; its constants become initializers when they are first used.
+        outputs: the names of the file's outputs. These and the inputs keep their names, whatever the network's
+            own constants are called.
+        outer: the builder of the graph around this one, for the body of a loop: no name stands twice in a file.
     """
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(
+        self, module: fx.GraphModule, outputs: Sequence[str] = (), outer: OnnxBuilder | None = None
+    ) -> None:
         self._module = module
         self._values: dict[fx.Node, ir.Value] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
-        self._names: set[str] = set()
+        inputs = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+        self._names: set[str] = {*outputs, *inputs} if outer is None else outer._names
         self._current: fx.Node | None = None
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
 
     def input(self, node: fx.Node) -> ir.Value:
-        """A graph input of the node's name, shape and dtype."""
-        self._values[node] = ir.val(self._unique(node.name), DTYPES[value(node).dtype], _onnx_shape(node))
-        return self._values[node]
+        """A graph input of the node's name, shape and dtype; with a default it is an initializer too."""
+        given = ir.val(node.name, _dtype(node), _onnx_shape(node))
+        if node.args:
+            default = torch.tensor(node.args[0], dtype=value(node).dtype)
+            given.const_value = ir.tensor(default.numpy(), name=node.name)
+            self.initializers.append(given)
+        self._values[node] = given
+        return given
+
+    def bind(self, node: fx.Node, given: ir.Value) -> ir.Value:
+        """Let a node stand for a value that something else makes: a loop's state, or the graph around it."""
+        given.dtype, given.shape = _dtype(node), ir.Shape(_onnx_shape(node))
+        self._values[node] = given
+        return given
 
     def weight(self, node: fx.Node) -> None:
         """An initializer under the constant's own name."""
@@ -73,8 +92,14 @@ class OnnxBuilder:
     def emit(self, node: fx.Node, emitter: Emitter) -> None:
         """Write one node of the graph."""
         self._current = node
+        try:
+            inspect.signature(emitter).bind(self, node, *node.args, **node.kwargs)
+        except TypeError as error:
+            raise UnsupportedError(
+                f"the ONNX emitter for {node.target} ({source(node)}) does not cover its arguments: {error}"
+            ) from None
         written = emitter(self, node, *node.args, **node.kwargs)
-        written.shape, written.dtype = ir.Shape(_onnx_shape(node)), DTYPES[value(node).dtype]
+        written.shape, written.dtype = ir.Shape(_onnx_shape(node)), _dtype(node)
         self._values[node] = written
 
     def output(self, node: fx.Node, name: str) -> ir.Value:
@@ -83,28 +108,58 @@ class OnnxBuilder:
         self.nodes.append(copy)
         (result,) = copy.outputs
         result.name = name
-        result.dtype, result.shape = DTYPES[value(node).dtype], ir.Shape(_onnx_shape(node))
+        result.dtype, result.shape = _dtype(node), ir.Shape(_onnx_shape(node))
         return result
 
     def op(self, op_type: str, *inputs: Input, **attributes: Any) -> ir.Value:
         """Append an ONNX node; inputs are nodes of the graph, values, or arrays (which become shared constants)."""
         assert self._current is not None
-        name = self._unique(f"{_origin(self._current)}/{op_type}")
+        name = self.unique(f"{_origin(self._current)}/{op_type}")
         node = ir.node(op_type, [self._as_value(item) for item in inputs], attributes, name=name)
         self.nodes.append(node)
         (result,) = node.outputs
         result.name = name
         return result
 
+    def loop(self, node: fx.Node, body: ir.Graph, inputs: Sequence[Input]) -> Sequence[ir.Value]:
+        """Append a Loop; inputs are the number of rounds, then the state. Returns the state after the last round."""
+        self._current = node
+        name = self.unique(f"{node.name}/Loop")
+        rounds, *state = (self._as_value(item) for item in inputs)
+        # No condition: all rounds are run.
+        loop = ir.node("Loop", [rounds, None, *state], {"body": body}, num_outputs=len(state), name=name)
+        self.nodes.append(loop)
+        for index, result in enumerate(loop.outputs):
+            result.name = self.unique(f"{name}/{index}")
+        return loop.outputs
+
+    def value(self, node: fx.Node) -> ir.Value:
+        """What was written for a node."""
+        return self._values[node]
+
     def integers(self, numbers: Sequence[int]) -> np.ndarray[Any, Any]:
         """A one-dimensional int64 constant: a shape, axes, starts, ends."""
         return np.array(numbers, dtype=np.int64)
 
-    def operand(self, argument: fx.Node | float, like: fx.Node) -> Input:
-        """An argument of an arithmetic op: a node, or a number in the dtype of `like`."""
-        if isinstance(argument, fx.Node):
-            return argument
-        return torch.tensor(argument, dtype=value(like).dtype).numpy()
+    def size(self, node: fx.Node, dim: int) -> int | ir.Value:
+        """A size of `node`: a number or, where it depends on the batch, an int64 [1] that is computed in the file."""
+        given, other = (int(tensor.shape[dim]) for tensor in node.meta["values"])
+        if given == other:
+            return given
+        each = other - given
+        if given != each * BATCHES[0]:
+            raise UnsupportedError(
+                f"a size of {node.name!r} ({source(node)}) is no multiple of the batch size"
+            )
+        pictures = next(item for item in node.graph.nodes if item.op == "placeholder" and _is_batched(item))
+        batch = self.op("Shape", pictures, start=0, end=1)
+        return batch if each == 1 else self.op("Mul", batch, self.integers([each]))
+
+    def operand(self, argument: fx.Node | float, dtype: torch.dtype) -> Input:
+        """An argument of an arithmetic op in the dtype in which it computes: ONNX converts nothing of itself."""
+        if not isinstance(argument, fx.Node):
+            return torch.tensor(argument, dtype=dtype).numpy()
+        return argument if value(argument).dtype == dtype else self.op("Cast", argument, to=DTYPES[dtype])
 
     def _as_value(self, item: Input) -> ir.Value:
         if isinstance(item, fx.Node):
@@ -117,18 +172,38 @@ class OnnxBuilder:
         return self._constants[key]
 
     def _initializer(self, preferred: str, data: np.ndarray[Any, Any]) -> ir.Value:
-        name = self._unique(preferred)
+        name = self.unique(preferred)
         tensor = ir.tensor(data, name=name)
         initializer = ir.val(name, tensor.dtype, data.shape, const_value=tensor)
         self.initializers.append(initializer)
         return initializer
 
-    def _unique(self, preferred: str) -> str:
+    def unique(self, preferred: str) -> str:
+        """A name that nothing else in the file has."""
         name, number = preferred, 2
         while name in self._names:
             name, number = f"{preferred}_{number}", number + 1
         self._names.add(name)
         return name
+
+
+def source(node: fx.Node) -> str:
+    """The line of the network that a node came from, for messages."""
+    return str(node.meta.get("source", "source unknown"))
+
+
+def _dtype(node: fx.Node) -> ir.DataType:
+    dtype = value(node).dtype
+    if dtype not in DTYPES:
+        known = ", ".join(str(other).removeprefix("torch.") for other in DTYPES)
+        raise UnsupportedError(
+            f"{node.name!r} ({source(node)}) is {str(dtype).removeprefix('torch.')}: use one of {known}"
+        )
+    return DTYPES[dtype]
+
+
+def _is_batched(node: fx.Node) -> bool:
+    return value(node).ndim > 0 and is_batch(node, 0)
 
 
 def _origin(node: fx.Node) -> str:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from torch import fx
 
 from sptrace import gates
-from sptrace.emission.builder import OnnxBuilder, emits
+from sptrace.emission.builder import Input, OnnxBuilder, emits
 from sptrace.graph import static_shape, value
 from sptrace.pullback.table import aten
 
@@ -115,7 +115,10 @@ def max_pool2d(
     ceil_mode: bool = False,
     **gate: object,
 ) -> ir.Value:
-    """MaxPool. How far ceil_mode reaches is written out as padding: runtimes have disagreed about its last window."""
+    """MaxPool. How far ceil_mode reaches is written out as padding: runtimes have disagreed about its last window.
+
+    A padding as wide as the kernel, which a dilation allows, is more than MaxPool takes: there Pad does it.
+    """
     sizes, outputs = static_shape(x, [2, 3]), static_shape(node, [2, 3])
     after = [
         max(0, (out - 1) * step + spread * (cells - 1) + 1 - before - size)
@@ -123,11 +126,17 @@ def max_pool2d(
             sizes, outputs, kernel, stride, padding, dilation, strict=True
         )
     ]
+    padded: Input = x
+    pads = [*padding, *after]
+    if any(width >= cells for width, cells in zip(after, kernel, strict=True)):
+        widths = onnx.integers([0, 0, *padding, 0, 0, *after])
+        padded = onnx.op("Pad", x, widths, onnx.operand(float("-inf"), value(x).dtype))
+        pads = [0, 0, 0, 0]
     return onnx.op(
         "MaxPool",
-        x,
+        padded,
         kernel_shape=list(kernel),
         strides=list(stride),
-        pads=[*padding, *after],
+        pads=pads,
         dilations=list(dilation),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -29,16 +30,21 @@ BINARY = {
     aten.div.Tensor: "Div",
     aten.div.Scalar: "Div",
     aten.eq.Tensor: "Equal",
+    aten.eq.Scalar: "Equal",
     aten.gt.Scalar: "Greater",
     aten.ge.Scalar: "GreaterOrEqual",
     aten.lt.Scalar: "Less",
     aten.le.Scalar: "LessOrEqual",
     aten.clamp_min.default: "Max",
     aten.clamp_max.default: "Min",
+    aten.maximum.default: "Max",
+    aten.minimum.default: "Min",
+    aten.remainder.Scalar: "Mod",
     aten.logical_and.default: "And",
     aten.matmul.default: "MatMul",
     aten.mm.default: "MatMul",
     aten.bmm.default: "MatMul",
+    aten.mv.default: "MatMul",
 }
 
 
@@ -47,7 +53,7 @@ def _register_unary(target: Target, op_type: str) -> None:
 
 
 def _register_binary(target: Target, op_type: str) -> None:
-    emits(target)(lambda onnx, node, a, b: onnx.op(op_type, *_operands(onnx, a, b)))
+    emits(target)(lambda onnx, node, a, b: onnx.op(op_type, *_operands(onnx, node, a, b)))
 
 
 for _target, _op_type in UNARY.items():
@@ -56,10 +62,17 @@ for _target, _op_type in BINARY.items():
     _register_binary(_target, _op_type)
 
 
-def _operands(onnx: OnnxBuilder, a: fx.Node | float, b: fx.Node | float) -> tuple[Input, Input]:
-    like = a if isinstance(a, fx.Node) else b
-    assert isinstance(like, fx.Node)
-    return onnx.operand(a, like), onnx.operand(b, like)
+def _operands(
+    onnx: OnnxBuilder, node: fx.Node, a: fx.Node | float, b: fx.Node | float
+) -> tuple[Input, Input]:
+    dtype = value(node).dtype
+    if dtype == torch.bool:  # a comparison
+        dtype = torch.result_type(_without_data(a), _without_data(b))
+    return onnx.operand(a, dtype), onnx.operand(b, dtype)
+
+
+def _without_data(operand: fx.Node | float) -> Any:
+    return value(operand) if isinstance(operand, fx.Node) else operand
 
 
 @emits(gates.relu)
@@ -73,37 +86,38 @@ def hardtanh(
     onnx: OnnxBuilder, node: fx.Node, z: fx.Node, low: float = -1.0, high: float = 1.0, **gate: object
 ) -> ir.Value:
     """Clip."""
-    return onnx.op("Clip", z, onnx.operand(low, z), onnx.operand(high, z))
+    dtype = value(z).dtype
+    return onnx.op("Clip", z, onnx.operand(low, dtype), onnx.operand(high, dtype))
 
 
 @emits(aten.add.Tensor, aten.add.Scalar)
 def add(
-    onnx: OnnxBuilder, node: fx.Node, a: fx.Node | float, b: fx.Node | float, *, alpha: float = 1
+    onnx: OnnxBuilder, node: fx.Node, a: fx.Node | float, b: fx.Node | float, alpha: float = 1
 ) -> ir.Value:
     """Add."""
-    left, right = _operands(onnx, a, b)
+    left, right = _operands(onnx, node, a, b)
     return onnx.op("Add", left, _times(onnx, right, alpha, node))
 
 
 @emits(aten.sub.Tensor, aten.sub.Scalar)
 def sub(
-    onnx: OnnxBuilder, node: fx.Node, a: fx.Node | float, b: fx.Node | float, *, alpha: float = 1
+    onnx: OnnxBuilder, node: fx.Node, a: fx.Node | float, b: fx.Node | float, alpha: float = 1
 ) -> ir.Value:
     """Sub."""
-    left, right = _operands(onnx, a, b)
+    left, right = _operands(onnx, node, a, b)
     return onnx.op("Sub", left, _times(onnx, right, alpha, node))
 
 
 @emits(aten.rsub.Tensor, aten.rsub.Scalar)
 def rsub(
-    onnx: OnnxBuilder, node: fx.Node, a: fx.Node | float, b: fx.Node | float, *, alpha: float = 1
+    onnx: OnnxBuilder, node: fx.Node, a: fx.Node | float, b: fx.Node | float, alpha: float = 1
 ) -> ir.Value:
     """Sub with the operands exchanged."""
-    return sub(onnx, node, b, a, alpha=alpha)
+    return sub(onnx, node, b, a, alpha)
 
 
 def _times(onnx: OnnxBuilder, operand: Input, factor: float, like: fx.Node) -> Input:
-    return operand if factor == 1 else onnx.op("Mul", operand, onnx.operand(factor, like))
+    return operand if factor == 1 else onnx.op("Mul", operand, onnx.operand(factor, value(like).dtype))
 
 
 @emits(aten.clamp.default)
@@ -111,11 +125,12 @@ def clamp(
     onnx: OnnxBuilder, node: fx.Node, x: fx.Node, low: float | None = None, high: float | None = None
 ) -> ir.Value:
     """Max with the lower bound, Min with the upper."""
+    dtype = value(node).dtype
     if high is None:
         assert low is not None  # ATen has no clamp without bounds
-        return onnx.op("Max", x, onnx.operand(low, x))
-    bounded: Input = x if low is None else onnx.op("Max", x, onnx.operand(low, x))
-    return onnx.op("Min", bounded, onnx.operand(high, x))
+        return onnx.op("Max", x, onnx.operand(low, dtype))
+    bounded: Input = x if low is None else onnx.op("Max", x, onnx.operand(low, dtype))
+    return onnx.op("Min", bounded, onnx.operand(high, dtype))
 
 
 @emits(aten.where.self)
@@ -129,13 +144,13 @@ def where_scalar_other(
     onnx: OnnxBuilder, node: fx.Node, condition: fx.Node, a: fx.Node, b: float
 ) -> ir.Value:
     """Where with a number in place of the second tensor."""
-    return onnx.op("Where", condition, a, onnx.operand(b, a))
+    return onnx.op("Where", condition, a, onnx.operand(b, value(a).dtype))
 
 
 @emits(aten.where.ScalarSelf)
 def where_scalar_self(onnx: OnnxBuilder, node: fx.Node, condition: fx.Node, a: float, b: fx.Node) -> ir.Value:
     """Where with a number in place of the first tensor."""
-    return onnx.op("Where", condition, onnx.operand(a, b), b)
+    return onnx.op("Where", condition, onnx.operand(a, value(b).dtype), b)
 
 
 @emits(aten.to.dtype)
@@ -185,6 +200,8 @@ def linear(
 
 
 @emits(aten.addmm.default)
-def addmm(onnx: OnnxBuilder, node: fx.Node, c: fx.Node, a: fx.Node, b: fx.Node) -> ir.Value:
+def addmm(
+    onnx: OnnxBuilder, node: fx.Node, c: fx.Node, a: fx.Node, b: fx.Node, *, beta: float = 1, alpha: float = 1
+) -> ir.Value:
     """Gemm."""
-    return onnx.op("Gemm", a, b, c)
+    return onnx.op("Gemm", a, b, c, alpha=float(alpha), beta=float(beta))

@@ -21,10 +21,32 @@ def reshape(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, sizes: Sequence[int]) 
     return onnx.op("Reshape", x, onnx.integers(shape(node)))
 
 
+@emits(aten.unsqueeze.default)
+def unsqueeze(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dim: int) -> ir.Value:
+    """Unsqueeze."""
+    return onnx.op("Unsqueeze", x, onnx.integers([dim]))
+
+
+@emits(aten.squeeze.dim)
+def squeeze(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dim: int) -> ir.Value:
+    """Squeeze; where the size is not 1 there is nothing to do."""
+    return onnx.op("Squeeze", x, onnx.integers([dim])) if shape(x)[dim] == 1 else onnx.op("Identity", x)
+
+
 @emits(aten.expand.default)
 def expand(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, sizes: Sequence[int]) -> ir.Value:
-    """Expand, in which a 1 leaves a dimension as it is; so does -1 in `sizes`, which is always the batch."""
-    return onnx.op("Expand", x, onnx.integers([1 if size == -1 else size for size in shape(node)]))
+    """Expand, in which a 1 leaves a dimension as it is. A constant is expanded to as many pictures as there are."""
+    target, given = shape(node), shape(x)
+    given = [1] * (len(target) - len(given)) + given
+    wanted = [
+        1 if size == before else onnx.size(node, dim)
+        for dim, (size, before) in enumerate(zip(target, given, strict=True))
+    ]
+    numbers = [size for size in wanted if isinstance(size, int)]
+    if len(numbers) == len(wanted):
+        return onnx.op("Expand", x, onnx.integers(numbers))
+    pieces = [onnx.integers([size]) if isinstance(size, int) else size for size in wanted]
+    return onnx.op("Expand", x, onnx.op("Concat", *pieces, axis=0))
 
 
 @emits(aten.permute.default)
@@ -106,7 +128,7 @@ def constant_pad(
         result = _slice(onnx, x, starts, ends, cropped, [1] * len(cropped))
     widths = [max(0, width) for width in [*before, *after]]
     if any(widths) or not cropped:
-        result = onnx.op("Pad", result, onnx.integers(widths), onnx.operand(fill, x))
+        result = onnx.op("Pad", result, onnx.integers(widths), onnx.operand(fill, value(x).dtype))
     assert isinstance(result, ir.Value)
     return result
 

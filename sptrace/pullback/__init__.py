@@ -1,7 +1,37 @@
 """The adjoint: a table of transposition rules, grouped by family, and the walk that applies them."""
 
-from sptrace.pullback import arithmetic, convolution, gates, linear, pooling, shape
+from sptrace.pullback import (
+    arithmetic,
+    attention,
+    convolution,
+    functions,
+    gates,
+    leaky_gates,
+    linear,
+    normalisation,
+    pooling,
+    reductions,
+    sampling,
+    shape,
+    smooth_gates,
+)
 from sptrace.pullback.table import TABLE
 from sptrace.pullback.walk import pull_back
 
-__all__ = ["TABLE", "arithmetic", "convolution", "gates", "linear", "pooling", "pull_back", "shape"]
+__all__ = [
+    "TABLE",
+    "arithmetic",
+    "attention",
+    "convolution",
+    "functions",
+    "gates",
+    "leaky_gates",
+    "linear",
+    "normalisation",
+    "pooling",
+    "pull_back",
+    "reductions",
+    "sampling",
+    "shape",
+    "smooth_gates",
+]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from sptrace.graph import static_shape, value
+from sptrace.errors import UnsupportedError
+from sptrace.graph import value
 from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
 
 
@@ -24,16 +25,16 @@ def convolution(
     groups: int = 1,
 ) -> Cotangents:
     """y = W * x + b gives x* = W^T * v, cropped or padded to the extent of x."""
-    spatial = range(2, value(weight).ndim)
+    spatial = _spatial(x, weight)
     stride, padding, dilation = (
         _per_dimension(option, len(spatial)) for option in (stride, padding, dilation)
     )
     output_padding = [
         size - ((out - 1) * step - 2 * pad + spread * (kernel - 1) + 1)
         for size, out, kernel, step, pad, spread in zip(
-            static_shape(x, spatial),
-            static_shape(y, spatial),
-            static_shape(weight, spatial),
+            pull.sizes(x, spatial),
+            pull.sizes(y, spatial),
+            pull.sizes(weight, spatial),
             stride,
             padding,
             dilation,
@@ -62,8 +63,11 @@ def transposed_convolution(
     groups: int = 1,
     dilation: Sequence[int] = (1,),
 ) -> Cotangents:
-    """y = W^T * x + b gives x* = W * v; the rows that output_padding added read nothing of x."""
-    rank = value(weight).ndim - 2
+    """y = W^T * x + b gives x* = W * v; the rows that output_padding added read nothing of x.
+
+    Less of them than a stride, or the convolution would find room for another step: `canonicalize_convolutions`.
+    """
+    rank = len(_spatial(x, weight))
     stride, padding, dilation = (_per_dimension(option, rank) for option in (stride, padding, dilation))
     yield (
         x,
@@ -71,6 +75,12 @@ def transposed_convolution(
             aten.convolution.default, v, weight, None, stride, padding, dilation, False, [0] * rank, groups
         ),
     )
+
+
+def _spatial(x: fx.Node, weight: fx.Node) -> range:
+    if value(x).ndim != value(weight).ndim:
+        raise UnsupportedError("it takes its input for a single picture: give it a batch dimension")
+    return range(2, value(weight).ndim)
 
 
 def _per_dimension(option: Sequence[int], rank: int) -> list[int]:

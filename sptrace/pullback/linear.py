@@ -16,23 +16,41 @@ def linear(
     yield x, pull.call(aten.matmul.default, v, weight)
 
 
-@adjoint(aten.matmul.default, aten.mm.default, aten.bmm.default)
+@adjoint(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default)
 def matmul(pull: Pull, v: fx.Node, y: fx.Node, a: fx.Node, b: fx.Node) -> Cotangents:
-    """y = a b gives a* = v b^T and b* = a^T v, summed over broadcast batch dimensions."""
-    if min(value(a).ndim, value(b).ndim) < 2:
-        return  # products with vectors are refused: the walk names the op
+    """y = a b gives a* = v b^T and b* = a^T v, summed over broadcast batch dimensions.
+
+    A vector on the left is a row, on the right a column; y lacks its dimension of size 1.
+    """
+    row, column = value(a).ndim == 1, value(b).ndim == 1
+    left = pull.call(aten.unsqueeze.default, a, 0) if row else a
+    right = pull.call(aten.unsqueeze.default, b, 1) if column else b
+    v = pull.call(aten.unsqueeze.default, v, -1) if column else v
+    v = pull.call(aten.unsqueeze.default, v, -2) if row else v
     if pull.needs(a):
-        yield a, pull.unbroadcast(pull.call(aten.matmul.default, v, _transposed(pull, b)), a)
+        part = pull.call(aten.matmul.default, v, _transposed(pull, right))
+        yield a, pull.unbroadcast(part, a)
     if pull.needs(b):
-        yield b, pull.unbroadcast(pull.call(aten.matmul.default, _transposed(pull, a), v), b)
+        part = pull.call(aten.matmul.default, _transposed(pull, left), v)
+        yield b, pull.unbroadcast(pull.call(aten.squeeze.dim, part, -1) if column else part, b)
 
 
 @adjoint(aten.addmm.default)
-def addmm(pull: Pull, v: fx.Node, y: fx.Node, c: fx.Node, a: fx.Node, b: fx.Node) -> Cotangents:
-    """y = c + a b (both scaled by 1; other factors are refused by this signature)."""
+def addmm(
+    pull: Pull,
+    v: fx.Node,
+    y: fx.Node,
+    c: fx.Node,
+    a: fx.Node,
+    b: fx.Node,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> Cotangents:
+    """y = beta c + alpha a b."""
     if pull.needs(c):
-        yield c, pull.unbroadcast(v, c)
-    yield from matmul(pull, v, y, a, b)
+        yield c, pull.unbroadcast(pull.times(v, beta), c)
+    yield from matmul(pull, pull.times(v, alpha), y, a, b)
 
 
 def _transposed(pull: Pull, matrix: fx.Node) -> fx.Node:

@@ -78,7 +78,7 @@ def max_pool2d(
     of ceil_mode overhangs; what falls on them is dropped. The maximum itself ignores them.
     """
     geometry = zip(
-        static_shape(z, [2, 3]), static_shape(y, [2, 3]), kernel, stride, padding, dilation, strict=True
+        pull.sizes(z, [2, 3]), pull.sizes(y, [2, 3]), kernel, stride, padding, dilation, strict=True
     )
     axes = tuple(Axis(*numbers) for numbers in geometry)
     padded = _pad(pull, z, axes, 0.0 if rule == "softmax" else NEGATIVE_INFINITY)
@@ -129,9 +129,7 @@ def avg_pool2d(
     The pass `canonicalize_pools` has brought all average pools into this form: padded cells count, windows are
     complete.
     """
-    geometry = zip(
-        static_shape(x, [2, 3]), static_shape(y, [2, 3]), kernel, stride, padding, (1, 1), strict=True
-    )
+    geometry = zip(pull.sizes(x, [2, 3]), pull.sizes(y, [2, 3]), kernel, stride, padding, (1, 1), strict=True)
     axes = tuple(Axis(*numbers) for numbers in geometry)
     if all(axis.stride == 1 for axis in axes):
         # The windows over a cell start at the cell itself and before it: again an average pool.

@@ -48,6 +48,13 @@ def t(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node) -> Cotangents:
     yield x, pull.call(aten.t.default, v)
 
 
+@adjoint(aten.flip.default)
+def flip(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dims: Sequence[int]) -> Cotangents:
+    """Its own inverse."""
+    pull.sizes(x, dims)
+    yield x, pull.call(aten.flip.default, v, dims)
+
+
 @adjoint(aten.expand.default)
 def expand(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, sizes: Sequence[int]) -> Cotangents:
     """Copies: their cotangents are added."""
@@ -59,7 +66,7 @@ def cat(pull: Pull, v: fx.Node, y: fx.Node, tensors: Sequence[fx.Node], dim: int
     """Every input gets its own stretch of v."""
     start = 0
     for x in tensors:
-        (length,) = static_shape(x, [dim])
+        (length,) = pull.sizes(x, [dim])
         if pull.needs(x):
             yield x, pull.call(aten.slice.Tensor, v, dim, start, start + length)
         start += length
@@ -76,7 +83,7 @@ def stack(pull: Pull, v: fx.Node, y: fx.Node, tensors: Sequence[fx.Node], dim: i
 @adjoint(aten.select.int)
 def select(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dim: int, index: int) -> Cotangents:
     """One layer was read: v stands there, zeros elsewhere."""
-    (size,) = static_shape(x, [dim])
+    (size,) = pull.sizes(x, [dim])
     layer = pull.call(aten.unsqueeze.default, v, dim % value(x).ndim)
     yield x, _between_zeros(pull, layer, x, dim, index % size, size)
 
@@ -96,7 +103,7 @@ def slice_(
     if shape(x) == shape(y):
         yield x, v  # the slice of everything, also along the batch
         return
-    (size,) = static_shape(x, [dim])
+    (size,) = pull.sizes(x, [dim])
     first, _, _ = slice(start, end, step).indices(size)
     yield x, _between_zeros(pull, _dilate(pull, v, dim % value(x).ndim, step), x, dim, first, size)
 

@@ -8,23 +8,26 @@ A rule is a generator
         yield b, a^T v
 
 called with the builder, the cotangent `v`, the node itself, and the node's arguments as the op's schema names them.
-It yields pairs (input node, its cotangent), the cotangent in the shape of that input. An input that needs a cotangent
-and gets none is an error of the walk, so a rule may leave out what it does not support. A rule for an op with several
-outputs gets `v` as a dict, from the index of every output that was read to its cotangent.
+It yields pairs (input node, its cotangent), the cotangent in the shape of that input; None says that the method gives
+this input no cotangent. An input that needs a cotangent and is not named is an error of the walk, so a rule may leave
+out what it does not support. A rule for an op with several
+outputs gets `v` as a dict, from the index of every output that was read to its cotangent. A rule that has a reason to
+refuse raises UnsupportedError with the reason alone; the walk adds what and where.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import fx
 
+from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape
 
 aten = torch.ops.aten
 
-Cotangents = Iterator[tuple[fx.Node, fx.Node]]
+Cotangents = Iterator[tuple[fx.Node, fx.Node | None]]
 Rule = Callable[..., Cotangents]
 
 TABLE: dict[Target, Rule] = {}
@@ -57,6 +60,17 @@ class Pull(GraphBuilder):
     def needs(self, argument: object) -> bool:
         """Does this input need a cotangent?"""
         return isinstance(argument, fx.Node) and argument in self._needed
+
+    def sizes(self, x: fx.Node, dims: Sequence[int]) -> list[int]:
+        """The sizes of the dimensions `dims`, along which the op mixes numbers: the batch must not be among them."""
+        sizes = [shape(x)[dim] for dim in dims]
+        if -1 in sizes:
+            raise UnsupportedError("one picture's explanation would depend on the others of its batch")
+        return sizes
+
+    def times(self, v: fx.Node, factor: float) -> fx.Node:
+        """`v` times a number."""
+        return v if factor == 1 else self.call(aten.mul.Tensor, v, factor)
 
     def unbroadcast(self, v: fx.Node, x: fx.Node) -> fx.Node:
         """Sum `v` over the dimensions along which `x` was broadcast: the adjoint of broadcasting."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 
 from torch import fx
 
 from sptrace.errors import UnsupportedError
 from sptrace.graph import depends_on, shape
-from sptrace.pullback.table import TABLE, Pull, aten
+from sptrace.pullback.table import TABLE, Cotangents, Pull, Rule, aten
 
 
 def pull_back(module: fx.GraphModule, output: fx.Node, cotangent: fx.Node, source: fx.Node) -> fx.Node:
@@ -40,11 +41,16 @@ def pull_back(module: fx.GraphModule, output: fx.Node, cotangent: fx.Node, sourc
             v = elements.pop(node) if node in elements else _sum(pull, contributions.pop(node))
             if node.target is operator.getitem:
                 several, index = node.args
-                elements.setdefault(several, {})[index] = v
+                read = elements.setdefault(several, {})
+                read[index] = _sum(pull, [read[index], v]) if index in read else v
                 continue
             for argument, part in _apply_rule(pull, v, node):
+                if part is None:
+                    continue
                 assert shape(part) == shape(argument), f"{node.target}: {shape(part)} for {shape(argument)}"
                 contributions.setdefault(argument, []).append(part)
+    if source not in contributions:
+        raise UnsupportedError("no cotangent reaches the image: there is nothing to explain by these rules")
     with pull.origin(source, adjoint=True):
         return _sum(pull, contributions[source])
 
@@ -56,15 +62,13 @@ def _sum(pull: Pull, parts: list[fx.Node]) -> fx.Node:
     return total
 
 
-def _apply_rule(pull: Pull, v: fx.Node | dict[int, fx.Node], node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+def _apply_rule(
+    pull: Pull, v: fx.Node | dict[int, fx.Node], node: fx.Node
+) -> list[tuple[fx.Node, fx.Node | None]]:
     rule = TABLE.get(node.target)  # type: ignore[arg-type]
     if rule is None:
         raise UnsupportedError(_complaint(node, f"there is no pullback rule for {node.target}"))
-    pairs = [
-        (argument, part)
-        for argument, part in rule(pull, v, node, *node.args, **node.kwargs)
-        if pull.needs(argument)
-    ]
+    pairs = [(argument, part) for argument, part in _cotangents(rule, pull, v, node) if pull.needs(argument)]
     covered = {argument for argument, _ in pairs}
     missing = [
         argument for argument in node.all_input_nodes if pull.needs(argument) and argument not in covered
@@ -76,6 +80,19 @@ def _apply_rule(pull: Pull, v: fx.Node | dict[int, fx.Node], node: fx.Node) -> l
             )
         )
     return pairs
+
+
+def _cotangents(rule: Rule, pull: Pull, v: fx.Node | dict[int, fx.Node], node: fx.Node) -> Cotangents:
+    try:
+        inspect.signature(rule).bind(pull, v, node, *node.args, **node.kwargs)
+    except TypeError as error:
+        raise UnsupportedError(
+            _complaint(node, f"the pullback rule for {node.target} does not cover its arguments: {error}")
+        ) from None
+    try:
+        yield from rule(pull, v, node, *node.args, **node.kwargs)
+    except UnsupportedError as error:
+        raise UnsupportedError(_complaint(node, f"{node.target} has no pullback here: {error}")) from None
 
 
 def _complaint(node: fx.Node, what: str) -> str:

@@ -10,7 +10,8 @@ are of which kind. Whatever is in neither is ordinary autograd.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sptrace.errors import UnsupportedError
+from sptrace.verification import eager_gates, eager_products
 
 __all__ = ["Rule", "reference"]
 
@@ -36,6 +38,8 @@ def reference(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_range: tuple[float, float] = (-1.0, 1.0),
+    jitter: float = 0.0,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pull the target logit of every sample back to its image (METHOD: arXiv 2507.22832).
 
@@ -56,13 +60,25 @@ def reference(
             "max_pool"     "softmax"            max-pooling of pictures
             "silu"         "gate"
             "gelu"         "gate"               both approximations
+            "leaky_relu"   "phi"                PReLU too
+            "elu"          "phi"                SELU and CELU too
+            "quick_gelu"   "gate"               x * sigmoid(c * x), written out; with c = 1 it is "silu"
+            "hardswish"    "gate"
+            "mish"         "gate"
+            "softplus"     "gate"
             "layer_norm"   "frozen"             has no temperature
-            "attention"    "value", "full"      scaled_dot_product_attention; "full" is autograd again
+            "group_norm"   "frozen"             instance norm too; has no temperature
+            "rms_norm"     "frozen"             has no temperature
+            "attention"    "value", "full"      scaled_dot_product_attention, and a softmax that a product of
+                                                matrices follows; "full" is autograd again
             =============  ===================  ==========================================================
         mean: one value per channel, as `std`. When given, what the network sees is
             ((image - low) / (high - low) - mean) / std; when None, the image as it is.
         std: see `mean`; both or neither.
         input_range: (low, high), the values of black and white in `image`.
+        jitter: hard gates take their derivative at z + jitter * std(z) * noise, values stay. Repeated with several
+            seeds this tells how far a gradient depends on gates that are closer to their threshold than that.
+        seed: of the jitter's noise.
 
     Returns:
         attribution [N, C, H, W], logits [N, classes], and target [N] with every -1 resolved.
@@ -79,20 +95,33 @@ def reference(
     if (mean is None) != (std is None):
         raise ValueError("give both mean and std, or neither")
     _check(rules)
-    with torch.enable_grad():
+    with torch.enable_grad(), _frozen(module):
         leaf = image.detach().requires_grad_()
         pixels = leaf.clone()  # a network may overwrite its input, autograd forbids that of a leaf
         if mean is not None and std is not None:
             low, high = input_range
             centre, scale = (image.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
             pixels = ((pixels - low) / (high - low) - centre) / scale
-        with _SoftenedGates(rules):
+        with _SoftenedGates(rules, jitter, seed):
             output = module(pixels)
         logits = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", output)
         resolved = torch.where(target == -1, logits.argmax(1), target)
         direction = F.one_hot(resolved, logits.shape[1]).to(logits.dtype)
         (attribution,) = torch.autograd.grad(logits, leaf, direction)
     return attribution, logits.detach(), resolved
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Within this context parameters ask for no gradient, so that a tensor that does depends on the image."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def _check(rules: Mapping[str, Rule]) -> None:
@@ -207,7 +236,7 @@ def _frozen_attention(
 # METHOD names relu, max_pool, silu, gelu, layer_norm, attention; of all others it says: write the activation
 # as y = z * m(z) and soften m. ReLU6's m is a step at 0, softened to Phi, and high / z above high. A Hardtanh
 # with low < 0 < high has m = 1 inside, high / z above, low / z below: no step, so m as it is. None: autograd.
-_WITHOUT_TEMPERATURE = ("hardtanh", "layer_norm")
+_WITHOUT_TEMPERATURE = ("hardtanh", "layer_norm", "group_norm", "rms_norm")
 _RULES: dict[str, dict[str, Callable[..., Pullback] | None]] = {
     "relu": {
         "phi": _times(lambda z, tau, **_: _phi(z / tau)),
@@ -233,6 +262,10 @@ _RULES: dict[str, dict[str, Callable[..., Pullback] | None]] = {
     "max_pool": {"softmax": _softmax_pool},
     "layer_norm": {"frozen": _times(_frozen_scale)},
     "attention": {"value": _frozen_attention, "full": None},
+    **{
+        kind: {rule: _times(factor) for rule, factor in rules.items()}
+        for kind, rules in eager_gates.FACTORS.items()
+    },
 }
 
 
@@ -253,6 +286,7 @@ _CALLS: dict[str, tuple[str, str]] = {
     "gelu": ("gelu", "input"),
     "layer_norm": ("layer_norm", "input normalized_shape weight bias eps cudnn_enable"),
     "scaled_dot_product_attention": ("attention", "query key value attn_mask dropout_p is_causal"),
+    **eager_gates.CALLS,
 }
 
 
@@ -272,10 +306,17 @@ def _read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[st
         if low > 0 or high <= 0:
             return None  # y = z * m(z) would need an infinite m at 0: a clamp, not a gate
         return "relu6" if low == 0 else "hardtanh", arguments
+    if kind == "elu":
+        arguments["form"] = name
+    if name == "instance_norm" and not arguments.get("use_input_stats", True):
+        return None  # a batch norm under another name
     return kind, arguments
 
 
 # --- The mode ---
+
+# Kinds whose derivative jumps: in float32 nobody can tell on which side an input lies that is 0 but for rounding.
+_JUMPS = ("relu", "relu6", "hardtanh", "leaky_relu", "prelu", "max_pool")
 
 
 class _Softened(torch.autograd.Function):
@@ -298,9 +339,11 @@ class _SoftenedGates(TorchFunctionMode):
     so that nothing is swapped twice.
     """
 
-    def __init__(self, rules: Mapping[str, Rule]) -> None:
+    def __init__(self, rules: Mapping[str, Rule], jitter: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         self.rules = rules
+        self.jitter = jitter
+        self.generator = torch.Generator().manual_seed(seed)
 
     def __torch_function__(
         self,
@@ -312,10 +355,19 @@ class _SoftenedGates(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.multi_head_attention_forward:
             return self._multi_head_attention(args, kwargs)
+        name = str(getattr(func, "__name__", "")).partition(".")[0].strip("_")
+        written_out = self._written_out(name, func, args, kwargs)
+        if written_out is not None:
+            return written_out
         kind, arguments = _read(func, args, kwargs) or (None, {})
         make_pullback, tau = self._rule(kind)
-        if make_pullback is None:
-            return func(*args, **kwargs)
+        jumps = make_pullback is None and self.jitter > 0 and kind in _JUMPS
+        if make_pullback is None and not jumps:
+            result = func(*args, **kwargs)
+            attention, attention_tau = self._rule("attention")
+            if attention is not None or name != "softmax":
+                eager_products.note(name, result, func, args, kwargs, attention_tau or 1.0)
+            return result
 
         z = arguments.pop("value" if kind == "attention" else "input")
         with torch.no_grad():
@@ -324,18 +376,55 @@ class _SoftenedGates(TorchFunctionMode):
                 *(copy if argument is z else argument for argument in args),
                 **{name: copy if argument is z else argument for name, argument in kwargs.items()},
             )
-            pullback = make_pullback(z, tau, **arguments)
+            pullback = make_pullback(z, tau, **arguments) if make_pullback else self._jittered(func, z, args, kwargs)
         if value is copy:  # that is how an in-place call answers
             return z.copy_(_Softened.apply(z, lambda: value, pullback))
         if isinstance(value, tuple):  # max-pooling with indices
             return _Softened.apply(z, lambda: value[0], pullback), *value[1:]
         return _Softened.apply(z, lambda: value, pullback)
 
+    def _written_out(self, name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """The result of a call that is a gate only together with a call before it."""
+        gated = eager_products.self_gate(name, args)
+        if gated is not None:
+            z, sharpness = gated
+            make_pullback, tau = self._rule("silu" if sharpness == 1 else "quick_gelu")
+            if make_pullback is None:
+                return None
+            with torch.no_grad():
+                pullback = make_pullback(z.clone(), tau, sharpness=sharpness)
+                value = z * torch.sigmoid(sharpness * z)
+            softened = _Softened.apply(z, lambda: value, pullback)
+            return args[0].copy_(softened) if func in (Tensor.mul_, Tensor.__imul__) else softened
+        found = eager_products.attended(name, func, args, kwargs)
+        if found is None:
+            return None
+        with torch.no_grad():
+            product = func(*args, **kwargs)
+        return _Softened.apply(found[0], lambda: product, found[1])
+
     def _rule(self, kind: str | None) -> tuple[Callable[..., Pullback] | None, float | None]:
         if kind is None or kind not in self.rules:
             return None, None
         rule, tau = self.rules[kind]
         return _RULES[kind].get(rule), tau
+
+    def _jittered(self, func: Any, z: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Pullback:
+        """The ordinary derivative, taken a little beside z: gates close to their threshold fall on either side."""
+        noise = torch.randn(z.shape, generator=self.generator, dtype=z.dtype)
+        beside = (z.detach() + self.jitter * z.std() * noise).requires_grad_()
+
+        def pullback(cotangent: Tensor) -> Tensor:
+            with torch.enable_grad():
+                copy = beside.clone()  # the call may work in place
+                value = func(
+                    *(copy if argument is z else argument for argument in args),
+                    **{name: copy if argument is z else argument for name, argument in kwargs.items()},
+                )
+                value = value[0] if isinstance(value, tuple) else value
+                return torch.autograd.grad(value, beside, cotangent)[0]
+
+        return pullback
 
     def _multi_head_attention(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -93,7 +93,7 @@ def test_normalisation_is_part_of_the_artifact(run: Run, exported: Path, tmp_pat
     [
         (("efficientnet_lite9",), "efficientnet_lite0"),
         (("torchvision:resnet5",), "torchvision:resnet50"),
-        (("{exported}", "--tau", "relu"), "KIND=VALUE"),
+        (("{exported}", "--tau", "relu"), "NAME=VALUE"),
         (("{exported}", "--tau", "relu=warm"), "not a number"),
         (("{exported}", "--tau", "relu=-1"), "above 0"),
         (("{exported}", "--tau", "rely=1"), "relu"),

@@ -1,0 +1,91 @@
+"""Ops under a second name become the op under its first name, the only one that the rules and the emitter know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import fx, ops
+
+from sptrace.graph import GraphBuilder, Target, shape, value
+
+aten = ops.aten
+
+SYNONYMS: dict[Target, Target] = {
+    aten.clip.default: aten.clamp.default,
+    aten.concat.default: aten.cat.default,
+    aten.concatenate.default: aten.cat.default,
+    aten.divide.Tensor: aten.div.Tensor,
+    aten.divide.Scalar: aten.div.Scalar,
+    aten.true_divide.Tensor: aten.div.Tensor,
+    aten.true_divide.Scalar: aten.div.Scalar,
+    aten.multiply.Tensor: aten.mul.Tensor,
+    aten.multiply.Scalar: aten.mul.Scalar,
+    aten.negative.default: aten.neg.default,
+    aten.subtract.Tensor: aten.sub.Tensor,
+    aten.subtract.Scalar: aten.sub.Scalar,
+    aten.swapaxes.default: aten.transpose.int,
+    aten.swapdims.default: aten.transpose.int,
+}
+"""The same arguments under another name."""
+
+
+def canonicalize_synonyms(module: fx.GraphModule) -> int:
+    """Call ops by their first name; returns how many were renamed.
+
+    1. multiply(x, y), concat([x, y], 1), clip(x, 0, 6) ...  ->  mul(x, y), cat([x, y], 1), clamp(x, 0, 6) ...
+    2. expand_as(x, y)                                       ->  expand(x, the shape of y)
+    3. narrow(x, dim, start, length)                         ->  slice(x, dim, start, start + length)
+    4. movedim(x, from, to), numpy_T(x), mT(x)               ->  permute(x, the order of the dimensions)
+    """
+    builder = GraphBuilder(module)
+    count = 0
+    for node in list(module.graph.nodes):
+        with builder.replacing(node):
+            if node.target in SYNONYMS:
+                new = builder.call(SYNONYMS[node.target], *node.args, **node.kwargs)
+            elif node.target in REWRITES:
+                new = REWRITES[node.target](builder, *node.args)
+            else:
+                continue
+            builder.replace(node, new)
+        count += 1
+    return count
+
+
+def _expand_as(builder: GraphBuilder, x: fx.Node, other: fx.Node) -> fx.Node:
+    sizes = [
+        builder.call(aten.sym_size.int, other, dim) if size == -1 else size
+        for dim, size in enumerate(shape(other))
+    ]
+    return builder.call(aten.expand.default, x, sizes)
+
+
+def _narrow(builder: GraphBuilder, x: fx.Node, dim: int, start: int, length: int) -> fx.Node:
+    return builder.call(aten.slice.Tensor, x, dim, start, start + length)
+
+
+def _movedim(builder: GraphBuilder, x: fx.Node, source: int, destination: int) -> fx.Node:
+    order = list(range(value(x).ndim))
+    order.insert(destination % len(order), order.pop(source))
+    return _permute(builder, x, order)
+
+
+def _reversed(builder: GraphBuilder, x: fx.Node) -> fx.Node:
+    return _permute(builder, x, range(value(x).ndim)[::-1])
+
+
+def _matrix_transposed(builder: GraphBuilder, x: fx.Node) -> fx.Node:
+    return builder.call(aten.transpose.int, x, -2, -1)
+
+
+def _permute(builder: GraphBuilder, x: fx.Node, order: Sequence[int]) -> fx.Node:
+    return builder.call(aten.permute.default, x, list(order))
+
+
+REWRITES: dict[Target, Callable[..., fx.Node]] = {
+    aten.expand_as.default: _expand_as,
+    aten.narrow.default: _narrow,
+    aten.movedim.int: _movedim,
+    aten.numpy_T.default: _reversed,
+    aten.mT.default: _matrix_transposed,
+}

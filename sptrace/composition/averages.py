@@ -1,0 +1,88 @@
+"""Means of the pullback over many pictures near the image: smooth, integrated and fusion programs.
+
+Smoothgrad: Smilkov et al., arXiv 1706.03825. Integrated gradients: Sundararajan et al., arXiv 1703.01365. Fusiongrad:
+Bykov et al., arXiv 2106.10185. With soft gates: arXiv 2507.22832.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from sptrace.assemble import Assembled
+from sptrace.composition.composer import Composer, aten, number
+from sptrace.composition.noise import normal
+from sptrace.graph import shape
+
+Vary = Callable[[Composer, fx.Node, fx.Node, fx.Node, fx.Node], fx.Node]
+"""(composer, image, number of the picture from 0, samples, strength) -> a picture near the image."""
+
+
+def smooth(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
+    """Mean of nu(x + noise) over `samples` draws of normal noise of standard deviation `sigma` (run-time inputs both)."""
+
+    def noisy(composer: Composer, image: fx.Node, draw: fx.Node, samples: fx.Node, sigma: fx.Node) -> fx.Node:
+        noise = normal(composer, draw, [1, *shape(image)[1:]], settings["seed"])
+        return composer.call(aten.add.Tensor, image, composer.call(aten.mul.Tensor, noise, sigma))
+
+    composer, image, total, logits = _mean(assembled, noisy, settings, "sigma")
+    return composer.outputs(attribution=total, logits=logits)
+
+
+def integrated(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
+    """(x - baseline) times the mean of nu at the midpoints of `samples` stretches of the straight path from the baseline.
+
+    `samples`, and `baseline` (one number for all pixels), are run-time inputs.
+    """
+
+    def between(composer: Composer, image: fx.Node, index: fx.Node, samples: fx.Node, base: fx.Node) -> fx.Node:
+        middle = composer.call(aten.add.Tensor, composer.call(aten.to.dtype, index, torch.float32), 0.5)
+        share = composer.call(aten.div.Tensor, middle, composer.call(aten.to.dtype, samples, torch.float32))
+        way = composer.call(aten.mul.Tensor, composer.call(aten.sub.Tensor, image, base), share)
+        return composer.call(aten.add.Tensor, way, base)
+
+    composer, image, total, logits = _mean(assembled, between, settings, "baseline")
+    base = next(node for node in composer.graph.nodes if node.name == "baseline")
+    distance = composer.call(aten.sub.Tensor, image, base)
+    return composer.outputs(attribution=composer.call(aten.mul.Tensor, distance, total), logits=logits)
+
+
+def _mean(
+    assembled: Assembled, vary: Vary, settings: Mapping[str, Any], strength: str
+) -> tuple[Composer, fx.Node, fx.Node, fx.Node]:
+    """The open graph, its image, the mean of the pullback over the pictures that `vary` makes, and the image's own logits."""
+    composer = Composer(assembled)
+    image, target = composer.image_and_target()
+    count = composer.input("samples", number(torch.int64), settings["samples"])
+    size = composer.input(strength, number(torch.float32), settings[strength])
+    # The first round is for the image itself: its logits, and the class predicted for it.
+    rounds = composer.call(aten.add.Tensor, count, 1)
+    state = [composer.call(aten.zeros_like.default, image), target, composer.no_logits(image)]
+    total, _, logits = composer.loop(_round(assembled, vary), rounds, state, [image, count, size])
+    share = composer.call(aten.to.dtype, count, torch.float32)
+    return composer, image, composer.call(aten.div.Tensor, total, share), logits
+
+
+def _round(assembled: Assembled, vary: Vary) -> fx.GraphModule:
+    """Carried: the sum so far, the target, the image's logits. Fixed: the image, the number of samples, the strength."""
+    composer = Composer(assembled)
+    index = composer.input("index", number(torch.int64))
+    total = composer.input_like_pullbacks("total", "image")
+    target = composer.input_like_pullbacks("target", "target")
+    logits = composer.input_like_logits("logits")
+    image = composer.input_like_pullbacks("image", "image")
+    samples = composer.input("samples", number(torch.int64))
+    strength = composer.input("strength", number(torch.float32))
+    first = composer.call(aten.eq.Scalar, index, 0)
+    varied = vary(composer, image, composer.call(aten.sub.Tensor, index, 1), samples, strength)
+    point = composer.call(aten.where.self, first, image, varied)
+    attribution, here, chosen = composer.pull(point, target)
+    counted = composer.call(aten.where.ScalarSelf, first, 0.0, attribution)
+    return composer.outputs(
+        total=composer.call(aten.add.Tensor, total, counted),
+        target=chosen,
+        logits=composer.call(aten.where.self, first, here, logits),
+    )

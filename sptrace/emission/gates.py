@@ -1,0 +1,71 @@
+"""Activations: their values. What the pullback makes of them stands in the graph as ordinary ops."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from torch import fx
+
+from sptrace import gates
+from sptrace.emission.builder import Input, OnnxBuilder, emits
+from sptrace.graph import value
+
+
+@emits(gates.leaky_relu)
+def leaky_relu(
+    onnx: OnnxBuilder, node: fx.Node, z: fx.Node, slope: float | fx.Node, **gate: object
+) -> ir.Value:
+    """LeakyRelu; PRelu where the slope is a tensor."""
+    if isinstance(slope, fx.Node):
+        return onnx.op("PRelu", z, slope)
+    return onnx.op("LeakyRelu", z, alpha=float(slope))
+
+
+@emits(gates.elu)
+def elu(
+    onnx: OnnxBuilder,
+    node: fx.Node,
+    z: fx.Node,
+    alpha: float,
+    scale: float,
+    input_scale: float,
+    **gate: object,
+) -> ir.Value:
+    """Elu of the scaled input, times scale / input_scale: above 0 the input's scale cancels."""
+    inner = _times(onnx, z, input_scale, z)
+    return _times(onnx, onnx.op("Elu", inner, alpha=float(alpha * input_scale)), scale / input_scale, z)
+
+
+@emits(gates.silu)
+def silu(onnx: OnnxBuilder, node: fx.Node, z: fx.Node, sharpness: float, **gate: object) -> ir.Value:
+    """Z times its Sigmoid."""
+    return onnx.op("Mul", z, onnx.op("Sigmoid", _times(onnx, z, sharpness, z)))
+
+
+@emits(gates.gelu)
+def gelu(onnx: OnnxBuilder, node: fx.Node, z: fx.Node, approximate: str, **gate: object) -> ir.Value:
+    """Gelu."""
+    return onnx.op("Gelu", z, approximate=approximate)
+
+
+@emits(gates.hardswish)
+def hardswish(onnx: OnnxBuilder, node: fx.Node, z: fx.Node, **gate: object) -> ir.Value:
+    """Z times its HardSigmoid."""
+    return onnx.op("Mul", z, onnx.op("HardSigmoid", z, alpha=1 / 6, beta=0.5))
+
+
+@emits(gates.mish)
+def mish(onnx: OnnxBuilder, node: fx.Node, z: fx.Node, **gate: object) -> ir.Value:
+    """Z times Tanh of its Softplus."""
+    return onnx.op("Mul", z, onnx.op("Tanh", onnx.op("Softplus", z)))
+
+
+@emits(gates.softplus)
+def softplus(
+    onnx: OnnxBuilder, node: fx.Node, z: fx.Node, beta: float, threshold: float, **gate: object
+) -> ir.Value:
+    """Softplus of beta z, over beta: the threshold lies where float32 sees no difference any more."""
+    return _times(onnx, onnx.op("Softplus", _times(onnx, z, beta, z)), 1 / beta, z)
+
+
+def _times(onnx: OnnxBuilder, operand: Input, factor: float, like: fx.Node) -> Input:
+    return operand if factor == 1 else onnx.op("Mul", operand, onnx.operand(factor, value(like).dtype))

@@ -1,0 +1,17 @@
+"""Tensors that are made from numbers alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from torch import fx
+
+from sptrace.emission.builder import OnnxBuilder, emits
+from sptrace.pullback.table import aten
+
+
+@emits(aten.arange.default)
+def arange(onnx: OnnxBuilder, node: fx.Node, end: int, **options: object) -> ir.Value:
+    """Range from 0."""
+    start, stop, step = (np.array(number, dtype=np.int64) for number in (0, end, 1))
+    return onnx.op("Range", start, stop, step)

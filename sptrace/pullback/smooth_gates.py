@@ -1,0 +1,91 @@
+"""Activations y = z m(z) whose m is smooth: SiLU, GELU, Hardswish, Mish; and Softplus, whose slope is.
+
+The pullback multiplies the cotangent by the gate itself, m(z / tau), and not by the derivative m(z) + z m'(z): the
+second term says how the gate would move, and the gate is held (arXiv 2507.22832). There is no step that a temperature
+would have to soften; at tau = 1 the gate is the network's own. Rule `hard` is the ordinary derivative.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import fx
+
+from sptrace import gates
+from sptrace.pullback.table import Cotangents, Pull, adjoint
+from sptrace.pullback.term import Term
+
+SLOPE, CUBE = math.sqrt(2 / math.pi), 0.044715
+"""GELU's approximation: Phi(z) = (1 + tanh(SLOPE (z + CUBE z^3))) / 2."""
+
+
+@adjoint(gates.silu)
+def silu(
+    pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, sharpness: float, *, rule: str, tau: float | None
+) -> Cotangents:
+    """y = z sigma(c z), so m = sigma(c z), c = 1 for SiLU and 1.702 for quick GELU. `gate`: v sigma(c z / tau)."""
+    x = Term(pull, z) * sharpness
+    factor = (x / (tau or 1)).sigmoid()
+    if rule == "hard":
+        factor = factor * (x * (1 - factor) + 1)
+    yield z, (factor * Term(pull, v)).node
+
+
+@adjoint(gates.gelu)
+def gelu(
+    pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, approximate: str, *, rule: str, tau: float | None
+) -> Cotangents:
+    """y = z Phi(z), so m = Phi. `gate`: v Phi(z / tau), Phi in the form that the network uses, exact or by tanh."""
+    x = Term(pull, z) / (tau or 1)
+    if approximate == "tanh":
+        square = x * x
+        bent = (x * (square * (SLOPE * CUBE) + SLOPE)).tanh()
+        factor = bent * 0.5 + 0.5
+        slope = (1 - bent * bent) * (square * (1.5 * SLOPE * CUBE) + 0.5 * SLOPE) if rule == "hard" else None
+    else:
+        factor = (x * math.sqrt(0.5)).erf() * 0.5 + 0.5
+        slope = (x * x * -0.5).exp() * (1 / math.sqrt(2 * math.pi)) if rule == "hard" else None
+    if slope is not None:
+        factor = factor + x * slope
+    yield z, (factor * Term(pull, v)).node
+
+
+@adjoint(gates.hardswish)
+def hardswish(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau: float | None) -> Cotangents:
+    """y = z m(z) with m(z) = min(1, max(0, z / 6 + 1 / 2)), continuous. `gate`: v m(z / tau)."""
+    x, cotangent = Term(pull, z), Term(pull, v)
+    if rule == "hard":
+        inside = (x + 3 > 0).where(cotangent * (x / 3 + 0.5), 0.0)
+        yield z, (x - 3 > 0).where(cotangent, inside).node
+        return
+    yield z, (cotangent * (x / (6 * (tau or 1)) + 0.5).clamp(0.0, 1.0)).node
+
+
+@adjoint(gates.mish)
+def mish(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau: float | None) -> Cotangents:
+    """y = z m(z) with m(z) = tanh(softplus(z)). `gate`: v m(z / tau)."""
+    x = Term(pull, z) / (tau or 1)
+    factor = x.softplus().tanh()
+    if rule == "hard":
+        factor = factor + x * x.sigmoid() * (1 - factor * factor)
+    yield z, (factor * Term(pull, v)).node
+
+
+@adjoint(gates.softplus)
+def softplus(
+    pull: Pull,
+    v: fx.Node,
+    y: fx.Node,
+    z: fx.Node,
+    beta: float,
+    threshold: float,
+    *,
+    rule: str,
+    tau: float | None,
+) -> Cotangents:
+    """`gate`: v sigma(beta z / tau).
+
+    softplus(0) is not 0, so no m with y = z m(z) exists. But y is a ReLU smoothed, whose step became the slope
+    sigma(beta z): this is the gate. At tau = 1 that is the ordinary derivative.
+    """
+    yield z, ((Term(pull, z) * (beta / (tau or 1))).sigmoid() * Term(pull, v)).node

@@ -1,0 +1,106 @@
+"""The programs a second time, in eager PyTorch and plain Python loops: what compiled programs are verified against.
+
+Like `sptrace.verification.eager` it shares no code with the compiler. Each program is a function of `pull`, which maps
+(image, target) to (attribution, logits, resolved target), and of the program's settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Pull = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Range = tuple[float, float]
+Answer = tuple[Tensor, Tensor]
+"""Attribution, and the logits of the image itself."""
+
+
+def plain(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Range) -> Answer:
+    """nu(x)."""
+    attribution, logits, _ = pull(image, target)
+    return attribution, logits
+
+
+def input_times(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Range) -> Answer:
+    """x nu(x)."""
+    attribution, logits, _ = pull(image, target)
+    return image * attribution, logits
+
+
+def double(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Range) -> Answer:
+    """nu(x + alpha nu(x))."""
+    attribution, logits, target = pull(image, target)
+    return pull(image + settings["alpha"] * attribution, target)[0], logits
+
+
+def ascent(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Range) -> Answer:
+    """x_K - x_0; in float64 between the pullbacks, so that the difference keeps its digits."""
+    _, logits, target = pull(image, target)
+    start, point = image.double(), image.double()
+    for _ in range(settings["steps"]):
+        attribution = pull(point.float(), target)[0].double()
+        point = point + settings["alpha"] * attribution / attribution.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        if settings["epsilon"] is not None:
+            away = point - start
+            length = away.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            point = start + away * (settings["epsilon"] / length).clamp(max=1)
+        if settings["clamp"] == "every":
+            point = point.clamp(*limits)
+    if settings["clamp"] == "last":
+        point = point.clamp(*limits)
+    return (point - start).float(), logits
+
+
+def smooth(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Range) -> Answer:
+    """Mean of nu(x + noise)."""
+    _, logits, target = pull(image, target)
+    total = torch.zeros_like(image)
+    for draw in range(settings["samples"]):
+        noise = torch.from_numpy(normal(draw, tuple(image.shape[1:]), settings["seed"]))
+        total += pull(image + settings["sigma"] * noise, target)[0]
+    return total / settings["samples"], logits
+
+
+def integrated(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Range) -> Answer:
+    """(x - baseline) times the mean of nu at the midpoints of the path."""
+    _, logits, target = pull(image, target)
+    way = image - settings["baseline"]
+    total = torch.zeros_like(image)
+    for index in range(settings["samples"]):
+        total += pull(settings["baseline"] + way * ((index + 0.5) / settings["samples"]), target)[0]
+    return way * total / settings["samples"], logits
+
+
+EAGER: Mapping[str, Callable[[Pull, Tensor, Tensor, Mapping[str, Any], Range], Answer]] = {
+    "soft_pullback": plain,
+    "gradient": plain,
+    "input_x_pullback": input_times,
+    "input_x_gradient": input_times,
+    "double_pullback": double,
+    "pullback_ascent": ascent,
+    "gradient_ascent": ascent,
+    "smooth_pullback": smooth,
+    "smoothgrad": smooth,
+    "integrated_pullback": integrated,
+    "integrated_gradients": integrated,
+}
+
+
+def normal(draw: int, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """The noise of the programs in numpy, float32: see `sptrace.composition.noise` for how it is defined."""
+    prime, keys = 2**31 - 1, (1_284_865_837, 305_419_896, 1_812_433_253, 69_069_691, 1_284_865_837)
+    counter = np.arange(math.prod(shape), dtype=np.int64).reshape(shape) + draw * math.prod(shape)
+
+    def scrambled(state: np.ndarray, key: int) -> np.ndarray:
+        return (((state + key) % prime) ** 2 + counter) % prime
+
+    state = (counter + seed) % prime
+    for key in keys[:3]:
+        state = scrambled(state, key)
+    radius, angle = ((scrambled(state, key) + 1) / (prime + 2) for key in keys[3:])
+    return (np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)).astype(np.float32)

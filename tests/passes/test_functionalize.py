@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import assert_same_values, images, ops, small
+from torch import Tensor, nn
+
+from sptrace.capture import capture
+from sptrace.errors import UnsupportedError
+from sptrace.passes import functionalize
+
+Body = Callable[[Any, Tensor], Tensor]
+
+
+def relu_(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    return torch.relu_(y) + 1
+
+
+def relu_module(self: Any, x: Tensor) -> Tensor:
+    return F.relu(self.conv(x), inplace=True)
+
+
+def result_not_used(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y.clamp_(min=0)
+    return y * y
+
+
+def value_read_before(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    before = y * 2
+    y += 1
+    return before * y
+
+
+def several_in_a_row(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y.mul_(2).add_(0.5)
+    y -= 1
+    return F.hardtanh_(y) + y
+
+
+def on_a_view_alone(self: Any, x: Tensor) -> Tensor:
+    return self.conv(x).flatten(2).relu_()
+
+
+def view_taken_afterwards(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y.relu_()
+    flat = y.flatten(2)
+    return flat * flat
+
+
+def view_of_which_only_the_size_is_read(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    flat = y.flatten(2)
+    y.relu_()
+    return y.reshape(flat.shape[0], -1)
+
+
+def residual(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y += self.other(x)
+    return torch.relu_(y)
+
+
+def on_the_image(self: Any, x: Tensor) -> Tensor:
+    x.mul_(2)
+    return self.conv(x)
+
+
+def on_a_copy(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    z = y.clone().relu_()
+    return y * z
+
+
+def on_the_output_of_dropout(self: Any, x: Tensor) -> Tensor:
+    """In eval mode dropout returns its very input."""
+    y = self.conv(x)
+    z = F.dropout(y, training=False)
+    z += 1
+    return y * z
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        (relu_, 1),
+        (relu_module, 1),
+        (result_not_used, 1),
+        (value_read_before, 1),
+        (several_in_a_row, 4),
+        (on_a_view_alone, 1),
+        (view_taken_afterwards, 1),
+        (view_of_which_only_the_size_is_read, 1),
+        (residual, 2),
+        (on_the_image, 1),
+        (on_a_copy, 1),
+        (on_the_output_of_dropout, 1),
+    ],
+)
+def test_the_functional_form_takes_its_place(body: Body, count: int) -> None:
+    network = small(body, conv=nn.Conv2d(3, 4, 3), other=nn.Conv2d(3, 4, 3))
+    module = capture(network, images(1))
+    before = ops(module)
+    assert sum(number for op, number in before.items() if op.split(".")[1].endswith("_")) == count
+    assert functionalize(module) == count
+    expected = {op: number for op, number in before.items() if not op.split(".")[1].endswith("_")}
+    for op, number in before.items():
+        name, overload = op.removeprefix("aten.").split(".")
+        if name.endswith("_"):
+            functional = f"aten.{name.removesuffix('_')}.{overload}"
+            expected[functional] = expected.get(functional, 0) + number
+    assert ops(module) == expected
+    assert_same_values(module, network)
+
+
+def test_the_image_is_left_alone() -> None:
+    module = capture(small(on_the_image, conv=nn.Conv2d(3, 4, 3)), images(1))
+    functionalize(module)
+    module.recompile()
+    image = images(2)
+    module(image)
+    assert torch.equal(image, images(2))
+
+
+def test_nothing_to_do() -> None:
+    network = small(lambda self, x: self.conv(x).relu(), conv=nn.Conv2d(3, 4, 3))
+    module = capture(network, images(1))
+    before = ops(module)
+    assert functionalize(module) == 0
+    assert ops(module) == before
+
+
+# --- Refusals ---
+
+
+def view_read_later(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    flat = y.flatten(2)
+    y.relu_()
+    return flat
+
+
+def base_read_later(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y.flatten(2).relu_()
+    return y
+
+
+def view_of_a_view_read_later(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    flat = y.flatten(2).flatten(1)
+    y.relu_()
+    return flat
+
+
+def base_of_a_base_read_later(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y.flatten(2).flatten(1).relu_()
+    return y
+
+
+def another_view_read_later(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    one, two = y.flatten(2), y.flatten(2)
+    one.relu_()
+    return two
+
+
+def a_part_is_assigned(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y[:, 0] = 0.5
+    return y
+
+
+def one_of_several_views(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    one, _ = y.chunk(2, 1)
+    one.relu_()
+    return y
+
+
+def second_write(self: Any, x: Tensor) -> Tensor:
+    """The first write is harmless, the second is seen through a view of the first's result."""
+    y = self.conv(x)
+    y.relu_()
+    flat = y.flatten(2)
+    y.add_(1)
+    return flat
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        view_read_later,
+        base_read_later,
+        view_of_a_view_read_later,
+        base_of_a_base_read_later,
+        another_view_read_later,
+        a_part_is_assigned,
+        one_of_several_views,
+        second_write,
+    ],
+)
+def test_memory_that_is_read_under_another_name_is_refused(body: Body) -> None:
+    module = capture(small(body, conv=nn.Conv2d(3, 4, 3)), images(1))
+    with pytest.raises(UnsupportedError, match=r"^the in-place op aten\.\w+_\.\w+ changes memory") as caught:
+        functionalize(module)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "is read again as" in message
+    assert "small_networks.py:" in message  # torch.export records lines of `forward` only
+    assert message.endswith("write the functional form in the network")
+
+
+def test_a_network_that_overwrites_its_own_constant_is_refused() -> None:
+    def body(self: Any, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return self.conv(x) * self.calls
+
+    module = capture(small(body, conv=nn.Conv2d(3, 4, 3), calls=torch.zeros(1)), images(1))
+    with pytest.raises(UnsupportedError, match=r"^the in-place op aten\.add_\.Tensor overwrites .* 'calls'"):
+        functionalize(module)
+
+
+def test_an_op_without_a_functional_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = capture(small(relu_, conv=nn.Conv2d(3, 4, 3)), images(1))
+    monkeypatch.setattr(torch.ops.aten.relu, "overloads", lambda: [])
+    with pytest.raises(
+        UnsupportedError, match=r"^the in-place op aten\.relu_\.default has no functional form"
+    ):
+        functionalize(module)

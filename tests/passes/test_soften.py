@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import assert_same_values, classifier, images, ops, small
+from torch import Tensor, nn
+
+from sptrace import gates, passes
+from sptrace.artifact import GateCount
+from sptrace.capture import capture
+from sptrace.softening import Softening
+
+
+def softened(activation: Any, softening: Softening) -> tuple[tuple[GateCount, ...], list[Any]]:
+    """What `soften` answers for one op, and the gates that it put in; the network's values must not change."""
+    network = small(lambda self, x: activation(self.conv(x)), conv=nn.Conv2d(3, 4, 3))
+    module = capture(network, images(1))
+    passes.run((passes.functionalize, passes.canonicalize_pools), module)
+    counts = passes.soften(module, softening)
+    assert_same_values(module, network)
+    made = (gates.relu, gates.hardtanh, gates.max_pool2d)
+    return counts, [node for node in module.graph.nodes if node.target in made]
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        torch.relu,
+        nn.ReLU(),
+        nn.ReLU(inplace=True),
+        lambda z: z.clamp(min=0),
+        lambda z: torch.clamp_min(z, 0.0),
+    ],
+)
+def test_relu(activation: Any) -> None:
+    counts, [gate] = softened(activation, Softening("paper"))
+    assert counts == (GateCount("relu", "phi", 0.6, 1),)
+    assert gate.target is gates.relu
+    assert gate.kwargs == {"rule": "phi", "tau": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("activation", "kind", "bounds"),
+    [
+        (nn.ReLU6(), "relu6", (0.0, 6.0)),
+        (nn.ReLU6(inplace=True), "relu6", (0.0, 6.0)),
+        (F.relu6, "relu6", (0.0, 6.0)),
+        (nn.Hardtanh(0, 3), "relu6", (0.0, 3.0)),
+        (nn.Hardtanh(), "hardtanh", (-1.0, 1.0)),
+        (nn.Hardtanh(-2, 0.5), "hardtanh", (-2.0, 0.5)),
+    ],
+)
+def test_relu6_and_hardtanh(activation: Any, kind: str, bounds: tuple[float, float]) -> None:
+    counts, [gate] = softened(activation, Softening("paper"))
+    tau, rule = (0.6, "phi") if kind == "relu6" else (None, "gate")
+    assert counts == (GateCount(kind, rule, tau, 1),)
+    assert gate.target is gates.hardtanh
+    assert gate.args[1:] == bounds
+    assert gate.kwargs == {"rule": rule, "tau": tau}
+
+
+def test_max_pool() -> None:
+    counts, [gate] = softened(nn.MaxPool2d((3, 2), 2, (1, 0), ceil_mode=True), Softening("paper"))
+    assert counts == (GateCount("max_pool", "softmax", 0.3, 1),)
+    assert gate.target is gates.max_pool2d
+    assert gate.args[1:] == ([3, 2], [2, 2], [1, 0], [1, 1], True)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        nn.Hardtanh(1, 2),
+        nn.Hardtanh(-2, -1),
+        nn.Hardtanh(-2, 0),
+        lambda z: z.clamp(0, 6),
+        lambda z: z.clamp(max=0),
+        lambda z: z.clamp(min=0.5),
+        torch.sigmoid,
+        nn.AvgPool2d(2),
+    ],
+)
+def test_what_is_no_gate_is_left_alone(activation: Any) -> None:
+    assert softened(activation, Softening("paper")) == ((), [])
+
+
+def test_the_softening_decides_on_rule_and_temperature() -> None:
+    softening = Softening("paper", tau={"relu": 0.25}, rule={"relu": "sigmoid", "max_pool": "hard"})
+    assert softened(nn.ReLU(), softening)[0] == (GateCount("relu", "sigmoid", 0.25, 1),)
+    counts, [gate] = softened(nn.MaxPool2d(2), softening)
+    assert counts == (GateCount("max_pool", "hard", None, 1),)
+    assert gate.kwargs == {"rule": "hard", "tau": None}
+
+
+def test_a_whole_network() -> None:
+    network = classifier()
+    module = capture(network, images(1))
+    passes.run(passes.PREPARE, module)
+    before = ops(module)
+    counts = passes.soften(module, Softening("paper"))
+    assert counts == (
+        GateCount("max_pool", "softmax", 0.3, 1),
+        GateCount("relu", "phi", 0.6, 2),
+        GateCount("relu6", "phi", 0.6, 1),
+    )
+    assert sum(before.values()) == sum(ops(module).values())
+    assert_same_values(module, network, tolerance=1e-6)
+
+
+def test_where_a_gate_came_from_is_kept() -> None:
+    def body(self: Any, x: Tensor) -> Tensor:
+        return self.act(self.conv(x))
+
+    network = small(body, conv=nn.Conv2d(3, 4, 3), act=nn.ReLU())
+    module = capture(network, images(1))
+    passes.soften(module, Softening("paper"))
+    [gate] = [node for node in module.graph.nodes if node.target is gates.relu]
+    assert gate.meta["path"] == "act"
+    assert gate.meta["adjoint"] is False

@@ -1,0 +1,133 @@
+"""Every rule of every element-wise gate against its diagonal, written out with Python's math (arXiv 2507.22832)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rule_checks import Op, check_jacobians
+from torch import Tensor, nn
+
+from sptrace.softening import RULES, Softening
+
+Gate = Callable[[float], float]
+
+VALUES = (-40.0, -6.0, -2.5, -1.0, -0.75, -0.25, -0.0, 0.0, 0.125, 0.5, 1.0, 1.5, 4.0, 6.0, 7.25, 50.0)
+"""Inside and outside of all gates, far out, and on the edges themselves."""
+
+
+def phi(t: float) -> float:
+    return (1 + math.erf(t / math.sqrt(2))) / 2
+
+
+def sigma(t: float) -> float:
+    return 1 / (1 + math.exp(-t)) if t > 0 else math.exp(t) / (1 + math.exp(t))
+
+
+def check_gate(activation: Callable[[Tensor], Tensor], gate: Gate, softening: Softening) -> None:
+    """The Jacobian of the softened op is diagonal: gate(z) for every number z of the picture."""
+    image = torch.tensor([VALUES, VALUES[::-1]], dtype=torch.float64).reshape(2, 1, 4, 4)
+    diagonals = torch.tensor(
+        [[gate(z) for z in row] for row in image.flatten(1).tolist()], dtype=torch.float64
+    )
+    check_jacobians(Op(activation), image, torch.diag_embed(diagonals), softening=softening)
+
+
+def soft(kind: str, rule: str, tau: float | None = None) -> Softening:
+    return Softening(rule={kind: rule}, tau={} if tau is None else {kind: tau})
+
+
+RELUS = [
+    pytest.param(F.relu, id="relu"),
+    pytest.param(nn.ReLU(inplace=True), id="in place"),
+    pytest.param(lambda x: x.clamp(min=0), id="clamp"),
+    pytest.param(lambda x: torch.clamp_min(x, 0.0), id="clamp_min"),
+    pytest.param(lambda x: torch.clip(x, 0), id="clip"),
+    pytest.param(lambda x: x.clamp_(min=0), id="clamp in place"),
+]
+
+
+@pytest.mark.parametrize("relu", RELUS)
+@pytest.mark.parametrize(
+    ("softening", "gate"),
+    [
+        pytest.param(Softening("paper"), lambda z: phi(z / 0.6), id="paper"),
+        pytest.param(soft("relu", "phi", 0.25), lambda z: phi(z / 0.25), id="phi"),
+        pytest.param(soft("relu", "sigmoid", 0.3), lambda z: sigma(z / 0.3), id="sigmoid"),
+        pytest.param(soft("relu", "hard"), lambda z: float(z > 0), id="hard"),
+    ],
+)
+def test_relu(relu: Callable[[Tensor], Tensor], softening: Softening, gate: Gate) -> None:
+    check_gate(relu, gate, softening)
+
+
+RELU6 = [
+    pytest.param(F.relu6, 6, id="relu6"),
+    pytest.param(nn.ReLU6(inplace=True), 6, id="in place"),
+    pytest.param(nn.Hardtanh(0, 1.5), 1.5, id="hardtanh from 0 to 1.5"),
+    pytest.param(lambda x: F.hardtanh_(x, 0.0, 4.0), 4, id="hardtanh from 0 to 4, in place"),
+]
+
+
+@pytest.mark.parametrize(("relu6", "high"), RELU6)
+@pytest.mark.parametrize(
+    ("softening", "gate"),
+    [
+        pytest.param(
+            Softening("paper"), lambda z, high: phi(z / 0.6) * min(1, high / max(z, high)), id="paper"
+        ),
+        pytest.param(
+            soft("relu6", "phi", 1.5), lambda z, high: phi(z / 1.5) * min(1, high / max(z, high)), id="phi"
+        ),
+        pytest.param(soft("relu6", "relu", 0.8), lambda z, high: phi(z / 0.8), id="relu"),
+        pytest.param(soft("relu6", "hard"), lambda z, high: float(0 < z < high), id="hard"),
+    ],
+)
+def test_relu6(
+    relu6: Callable[[Tensor], Tensor],
+    high: float,
+    softening: Softening,
+    gate: Callable[[float, float], float],
+) -> None:
+    check_gate(relu6, lambda z: gate(z, high), softening)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [pytest.param(-1.0, 1.0, id="the default range"), pytest.param(-0.75, 4.0, id="askew")]
+)
+@pytest.mark.parametrize("rule", ["gate", "hard"])
+def test_hardtanh(rule: str, low: float, high: float) -> None:
+    """y = z m(z), and m is y / z."""
+    gates: dict[str, Gate] = {
+        "gate": lambda z: 1.0 if low <= z <= high else (low if z < low else high) / z,
+        "hard": lambda z: float(low < z < high),
+    }
+    check_gate(nn.Hardtanh(low, high), gates[rule], soft("hardtanh", rule))
+    if rule == "gate":
+        check_gate(nn.Hardtanh(low, high), gates[rule], Softening("paper"))
+
+
+def test_every_rule_of_an_elementwise_gate_is_tested_above() -> None:
+    assert set(RULES["relu"]) == {"phi", "sigmoid", "hard"}
+    assert set(RULES["relu6"]) == {"phi", "relu", "hard"}
+    assert set(RULES["hardtanh"]) == {"gate", "hard"}
+
+
+@pytest.mark.parametrize("low", [0.25, -3.0])
+def test_a_clamp_that_is_no_gate_is_not_softened(low: float) -> None:
+    check_gate(lambda x: x.clamp(low, 6.0), lambda z: float(low < z < 6), Softening("paper"))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.125, 4.0), (-6.0, -0.25)])
+def test_a_hardtanh_without_zero_is_not_softened(low: float, high: float) -> None:
+    check_gate(nn.Hardtanh(low, high), lambda z: float(low < z < high), Softening("paper"))
+
+
+def test_gates_in_a_row_multiply() -> None:
+    def gate(z: float) -> float:
+        return phi(z / 0.6) * phi(max(z - 1, -1) / 0.6)
+
+    check_gate(lambda x: F.relu(F.relu(x) - 1), gate, Softening("paper"))

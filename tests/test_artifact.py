@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from sptrace.artifact import FORMAT, Description, GateCount, Measured, Preprocessing, Verification
+from sptrace.errors import SptraceError
+
+FULL = Description(
+    version="1.2",
+    program="soft_pullback",
+    network="torchvision:resnet50",
+    weights="«random», seed 3\n",
+    parameters=25_557_032,
+    classes=3,
+    preprocessing=Preprocessing(
+        size=(224, 192), resize=256, interpolation="bicubic", input_range=(0.0, 255.0), mean=(0.1, 0.2, 0.3)
+    ),
+    preset="paper",
+    gates=(GateCount("relu", "phi", 0.6, 17), GateCount("hardtanh", "gate", None, 1)),
+    labels=("tench, Tinca tinca", 'the "other"', "日本"),
+    verification=Verification(
+        tolerance=1e-4,
+        measure="maximum",
+        onnxruntime="1.21",
+        torch="2.9",
+        batches=(Measured(1, 1e-7, 2e-7, 3e-7, 4e-7), Measured(2, 1.5e-7, 0.0, 3e-7, 4e-7)),
+    ),
+)
+BARE = dataclasses.replace(FULL, labels=None, verification=None, gates=())
+
+
+@pytest.mark.parametrize("description", [FULL, BARE])
+def test_there_and_back(description: Description) -> None:
+    text = description.to_json()
+    again = Description.from_json(text)
+    assert again == description
+    assert again.to_json() == text
+    assert isinstance(again.gates, tuple)
+    assert isinstance(again.preprocessing.size, tuple)
+
+
+def test_one_line_of_json_for_others_to_read() -> None:
+    text = FULL.to_json()
+    assert "\n" not in text
+    data = json.loads(text)
+    assert data["format"] == FORMAT
+    assert data["labels"][2] == "日本"
+    assert "日本" in text
+    assert data["gates"][0] == {"kind": "relu", "rule": "phi", "tau": 0.6, "count": 17}
+    assert data["preprocessing"]["size"] == [224, 192]
+    assert data["preprocessing"]["std"] is None
+
+
+def altered(**changes: Any) -> str:
+    return json.dumps({**json.loads(FULL.to_json()), **changes})
+
+
+def test_a_newer_format() -> None:
+    text = altered(format=FORMAT + 1, version="9.0", something_new=1, gates={"of": "another shape"})
+    with pytest.raises(SptraceError, match=r"written by sptrace 9\.0, .*: upgrade sptrace$") as error:
+        Description.from_json(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        "7",
+        "{}",
+        FULL.to_json()[:-40],
+        altered(format=None),
+        altered(format="1"),
+        altered(unknown=1),
+        altered(preprocessing=None),
+        altered(preprocessing={"size": [1, 2], "colour": True}),
+        altered(preprocessing={}),
+        altered(gates=None),
+        altered(gates=[{"kind": "relu"}]),
+        altered(gates=["relu"]),
+        altered(verification={"tolerance": 1}),
+        altered(verification=[1]),
+        json.dumps({key: value for key, value in json.loads(FULL.to_json()).items() if key != "classes"}),
+    ],
+)
+def test_damage(text: str) -> None:
+    with pytest.raises(SptraceError, match=r"^the artifact's description is damaged \(.*compile it again$") as error:
+        Description.from_json(text)
+    assert "\n" not in str(error.value)
+
+
+def test_it_needs_no_torch() -> None:
+    code = "import sys, sptrace.artifact; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

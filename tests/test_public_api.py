@@ -1,0 +1,59 @@
+"""What `import sptrace` offers: a name that comes or goes must be put down here and in the documentation."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import sptrace
+
+PUBLIC = {
+    "Explainer",
+    "Explanation",
+    "Program",
+    "Softening",
+    "SptraceError",
+    "UnsupportedError",
+    "VerificationError",
+    "__version__",
+    "compile",
+    "load",
+}
+
+
+def test_exactly_the_documented_names() -> None:
+    assert set(sptrace.__all__) == PUBLIC
+    assert len(sptrace.__all__) == len(PUBLIC)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC - {"__version__"}))
+def test_every_name_is_there_and_documented(name: str) -> None:
+    public = getattr(sptrace, name)
+    documentation = inspect.getdoc(public)
+    assert documentation
+    assert documentation != inspect.getdoc(type(public))
+    if inspect.isfunction(public):
+        assert "Raises:" in documentation
+        for parameter in inspect.signature(public).parameters:
+            assert f"{parameter}: " in documentation
+    if inspect.isclass(public):
+        for method_name, method in inspect.getmembers(public, inspect.isfunction):
+            if not method_name.startswith("_"):
+                assert inspect.getdoc(method), f"{name}.{method_name}"
+
+
+def test_errors_have_one_root() -> None:
+    assert issubclass(sptrace.UnsupportedError, sptrace.SptraceError)
+    assert issubclass(sptrace.VerificationError, sptrace.SptraceError)
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    from importlib.metadata import version
+
+    assert sptrace.__version__ == version("sptrace")
+
+
+def test_anything_else_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'sptrace' has no attribute 'explain'"):
+        sptrace.explain  # noqa: B018

@@ -1,0 +1,345 @@
+"""A wrong program must not get through; all by way of `sptrace.compile`, with one of its stages broken."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from small_networks import classifier, images
+from torch import Tensor, fx
+
+import sptrace
+from sptrace import compiler
+from sptrace.artifact import Verification
+from sptrace.errors import VerificationError
+from sptrace.verification import verify as verification
+
+TOLERANCE, HARD_TOLERANCE = 1e-4, 1e-2
+Corrupt = Callable[[onnx.ModelProto], None]
+CAPTURED: list[fx.GraphModule] = []
+
+
+@pytest.fixture
+def emit_corrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Corrupt], None]:
+    """Let the emitter write a file in which something is wrong."""
+
+    def install(corrupt: Corrupt) -> None:
+        def emit(*arguments: Any) -> onnx.ModelProto:
+            proto = right(*arguments)
+            corrupt(proto)
+            return proto
+
+        right = compiler.emit
+        monkeypatch.setattr(compiler, "emit", emit)
+
+    return install
+
+
+@pytest.fixture
+def assemble_corrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[fx.GraphModule], None]], None]:
+    """Let the torch.fx program be wrong, and the file with it."""
+
+    def install(corrupt: Callable[[fx.GraphModule], None]) -> None:
+        def assemble(*arguments: Any, **keywords: Any) -> Any:
+            assembled = right(*arguments, **keywords)
+            corrupt(assembled.module)
+            assembled.module.recompile()
+            return assembled
+
+        right = compiler.assemble
+        monkeypatch.setattr(compiler, "assemble", assemble)
+
+    return install
+
+
+@pytest.fixture(autouse=True)
+def capture_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classifier need not be captured again for every test."""
+    right = compiler.capture.capture
+
+    def capture(network: torch.nn.Module, example: Tensor) -> fx.GraphModule:
+        if type(network).__name__ != "Small":
+            return right(network, example)
+        if not CAPTURED:
+            CAPTURED.append(right(network, example))
+        return copy.deepcopy(CAPTURED[0])
+
+    monkeypatch.setattr(compiler.capture, "capture", capture)
+
+
+def compiled(program: str = "soft_pullback", **options: Any) -> sptrace.Program:
+    return sptrace.compile(classifier(), images(1), program=program, **options)
+
+
+def measured(program: sptrace.Program) -> Verification:
+    result = program.description.verification
+    assert result is not None
+    return result
+
+
+def scale_initializer(name: str, factor: float) -> Corrupt:
+    def corrupt(model: onnx.ModelProto) -> None:
+        [tensor] = [tensor for tensor in model.graph.initializer if tensor.name == name]
+        scaled = numpy_helper.to_array(tensor) * np.float32(factor)
+        tensor.CopyFrom(numpy_helper.from_array(scaled, tensor.name))
+
+    return corrupt
+
+
+# --- Right programs ---
+
+
+def test_a_right_program_agrees_to_a_few_digits_less_than_float32_has() -> None:
+    result = measured(compiled())
+    assert result.tolerance == TOLERANCE
+    assert result.measure == "maximum"
+    assert result.torch == torch.__version__
+    for batch in result.batches:
+        for error in (
+            batch.attribution_to_module,
+            batch.attribution_to_eager,
+            batch.logits_to_module,
+            batch.logits_to_eager,
+        ):
+            assert 0 <= error < 5e-6
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_two_batch_sizes(count: int) -> None:
+    program = sptrace.compile(classifier(), images(count))
+    assert [batch.batch for batch in measured(program).batches] == [count, count + 1]
+
+
+@pytest.mark.parametrize(
+    ("program", "softening"),
+    [("gradient", "paper"), ("soft_pullback", sptrace.Softening("paper", rule={"max_pool": "hard"}))],
+)
+def test_hard_gates_are_measured_by_norms(program: str, softening: Any) -> None:
+    result = measured(compiled(program, softening=softening))
+    assert result.measure == "norm"
+    assert result.tolerance == HARD_TOLERANCE
+
+
+def test_the_tolerances_are_the_documented_ones() -> None:
+    assert (verification.TOLERANCE, verification.HARD_TOLERANCE) == (TOLERANCE, HARD_TOLERANCE)
+
+
+# --- Wrong files ---
+
+
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [
+        ("stem.0.folded_weight", "soft_pullback"),
+        ("block.0.folded_bias", "soft_pullback"),
+        ("block.3.weight", "gradient"),
+        ("head.1.bias", "gradient"),
+    ],
+)
+def test_a_weight_that_is_off_by_a_hundredth(
+    name: str, program: str, emit_corrupted: Callable[[Corrupt], None]
+) -> None:
+    """Through the logits, which are held to the narrow tolerance also where gates are hard."""
+    emit_corrupted(scale_initializer(name, 1.01))
+    with pytest.raises(VerificationError, match=r"^the (logits|attribution) of the ONNX program") as error:
+        compiled(program)
+    assert "\n" not in str(error.value)
+    assert "nothing was saved" in str(error.value)
+
+
+def scale_output(name: str, factor: float) -> Corrupt:
+    """Multiplies an output of the program."""
+
+    def corrupt(model: onnx.ModelProto) -> None:
+        [last] = [node for node in model.graph.node if node.output[0] == name]
+        last.output[0] = "right"
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "factor"))
+        model.graph.node.append(onnx.helper.make_node("Mul", ["right", "factor"], [name]))
+
+    return corrupt
+
+
+@pytest.mark.parametrize(
+    ("program", "output", "factor", "refused"),
+    [
+        ("soft_pullback", "attribution", 1 + 0.5 * TOLERANCE, False),
+        ("soft_pullback", "attribution", 1 + 2 * TOLERANCE, True),
+        ("soft_pullback", "logits", 1 + 0.5 * TOLERANCE, False),
+        ("soft_pullback", "logits", 1 + 2 * TOLERANCE, True),
+        ("gradient", "attribution", 1 + 0.5 * HARD_TOLERANCE, False),
+        ("gradient", "attribution", 1 + 2 * HARD_TOLERANCE, True),
+        ("gradient", "logits", 1 + 0.5 * TOLERANCE, False),
+        ("gradient", "logits", 1 + 2 * TOLERANCE, True),
+    ],
+)
+def test_the_bounds_are_where_they_should_be(
+    program: str, output: str, factor: float, refused: bool, emit_corrupted: Callable[[Corrupt], None]
+) -> None:
+    emit_corrupted(scale_output(output, factor))
+    if refused:
+        with pytest.raises(VerificationError, match=f"^the {output} of the ONNX program and of its torch.fx program"):
+            compiled(program)
+    else:
+        batch = measured(compiled(program)).batches[0]
+        error = batch.attribution_to_module if output == "attribution" else batch.logits_to_module
+        assert error == pytest.approx(factor - 1, rel=0.1)
+
+
+def change_one_pixel(by: float) -> Corrupt:
+    """Adds to the attribution of one pixel of the second channel, in every sample."""
+
+    def corrupt(model: onnx.ModelProto) -> None:
+        [last] = [node for node in model.graph.node if node.output[0] == "attribution"]
+        last.output[0] = "right"
+        pixel = np.zeros((1, 3, 16, 16), np.float32)
+        pixel[0, 1, 5, 5] = by
+        model.graph.initializer.append(numpy_helper.from_array(pixel, "pixel"))
+        model.graph.node.append(onnx.helper.make_node("Add", ["right", "pixel"], ["attribution"]))
+
+    return corrupt
+
+
+@pytest.mark.parametrize(("program", "refused"), [("soft_pullback", True), ("gradient", False)])
+def test_the_measures_are_what_they_should_be(
+    program: str, refused: bool, emit_corrupted: Callable[[Corrupt], None]
+) -> None:
+    """One pixel off by a hundredth of the largest value: much by the maximum, little by the norm."""
+    attribution, _ = compiled(program).module(images(1), torch.tensor([-1]))
+    off = 0.01 * attribution.abs().max().item()
+    assert off < 0.5 * HARD_TOLERANCE * attribution.norm()
+    emit_corrupted(change_one_pixel(off))
+    if refused:
+        with pytest.raises(VerificationError, match=r"differ by 1\.0e-02 at batch size 1, more than 1e-04"):
+            compiled(program)
+    else:
+        error = measured(compiled(program)).batches[0].attribution_to_module
+        assert error == pytest.approx(off / attribution.norm().item(), rel=0.01)
+
+
+@pytest.mark.parametrize("program", ["soft_pullback", "gradient"])
+@pytest.mark.parametrize("output", ["attribution", "logits"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_nan_is_refused(
+    number: float, output: str, program: str, emit_corrupted: Callable[[Corrupt], None]
+) -> None:
+    emit_corrupted(scale_output(output, number))
+    with pytest.raises(VerificationError, match=r"differ by (nan|inf) " if output == "attribution" else None):
+        compiled(program)
+
+
+def test_one_infinite_logit(emit_corrupted: Callable[[Corrupt], None]) -> None:
+    """It is not predicted, and the attribution is right."""
+
+    def corrupt(model: onnx.ModelProto) -> None:
+        [last] = [node for node in model.graph.node if node.output[0] == "logits"]
+        last.output[0] = "right"
+        infinite = np.zeros((1, 7), np.float32)
+        infinite[0, least] = -np.inf
+        model.graph.initializer.append(numpy_helper.from_array(infinite, "infinite"))
+        model.graph.node.append(onnx.helper.make_node("Add", ["right", "infinite"], ["logits"]))
+
+    with torch.no_grad():
+        least = int(classifier()(images(1)).argmin())
+    emit_corrupted(corrupt)
+    with pytest.raises(VerificationError, match="^the logits of the ONNX program .* differ by inf "):
+        compiled("gradient")
+
+
+def test_an_error_in_the_second_batch_size_alone(emit_corrupted: Callable[[Corrupt], None]) -> None:
+    """Attributions divided by the number of samples are right for one."""
+
+    def divide_by_batch(model: onnx.ModelProto) -> None:
+        [last] = [node for node in model.graph.node if node.output[0] == "attribution"]
+        last.output[0] = "right"
+        model.graph.node.extend(
+            [
+                onnx.helper.make_node("Shape", ["image"], ["batch"], end=1),
+                onnx.helper.make_node("Cast", ["batch"], ["count"], to=onnx.TensorProto.FLOAT),
+                onnx.helper.make_node("Div", ["right", "count"], ["attribution"]),
+            ]
+        )
+
+    emit_corrupted(divide_by_batch)
+    with pytest.raises(VerificationError, match=r"differ by 5\.0e-01 at batch size 2,"):
+        compiled()
+
+
+# --- Wrong programs, faithfully written ---
+
+
+def swap_rule(module: fx.GraphModule) -> None:
+    """The gates of the pullback become sigmoids: a plausible explanation, and not the one asked for."""
+    for node in module.graph.nodes:
+        if node.target == torch.ops.aten.erf.default:
+            node.target = torch.ops.aten.tanh.default
+
+
+def other_class(module: fx.GraphModule) -> None:
+    """The smallest logit is explained."""
+    for node in module.graph.nodes:
+        if node.target == torch.ops.aten.argmax.default:
+            node.target = torch.ops.aten.argmin.default
+
+
+def scale_weight(module: fx.GraphModule) -> None:
+    """Not in place: the graph reads the network's own memory."""
+    weight = module.get_buffer("block.3.weight")
+    module.get_submodule("block.3").weight = weight * 1.01
+
+
+@pytest.mark.parametrize("corrupt", [swap_rule, scale_weight])
+def test_a_wrong_program_disagrees_with_the_eager_reference(
+    corrupt: Callable[[fx.GraphModule], None],
+    assemble_corrupted: Callable[[Callable[[fx.GraphModule], None]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if corrupt is swap_rule:
+        from sptrace.emission import EMITTERS
+
+        monkeypatch.setitem(EMITTERS, torch.ops.aten.tanh.default, lambda onnx, node, x: onnx.op("Tanh", x))
+    assemble_corrupted(corrupt)
+    with pytest.raises(VerificationError, match="of the ONNX program and of the eager reference differ"):
+        compiled()
+
+
+def test_the_wrong_class(
+    assemble_corrupted: Callable[[Callable[[fx.GraphModule], None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sptrace.emission import EMITTERS
+
+    monkeypatch.setitem(
+        EMITTERS,
+        torch.ops.aten.argmin.default,
+        lambda onnx, node, x, dim, keepdim=False: onnx.op("ArgMin", x, axis=dim, keepdims=int(keepdim)),
+    )
+    assemble_corrupted(other_class)
+    with pytest.raises(VerificationError, match="attribution of the ONNX program and of the eager reference differ"):
+        compiled()
+
+
+def test_a_network_that_answers_differently_every_time() -> None:
+    """Whatever escapes the other checks: what is compiled is not what is run."""
+
+    class Counting(torch.nn.Module):
+        calls = 0
+
+        def forward(self, image: Tensor) -> Tensor:
+            self.calls += 1
+            return image.mean((2, 3)) * (1 + 0.01 * self.calls)
+
+    with pytest.raises(VerificationError, match="and of the eager reference differ"):
+        sptrace.compile(Counting().eval(), images(1))
+
+
+def test_nothing_is_saved(tmp_path: Path, emit_corrupted: Callable[[Corrupt], None]) -> None:
+    emit_corrupted(scale_output("attribution", 1.5))
+    with pytest.raises(VerificationError):
+        compiled().save(tmp_path / "explainer.onnx")
+    assert list(tmp_path.iterdir()) == []
