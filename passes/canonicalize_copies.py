@@ -98,18 +98,20 @@ def _new_full(
 
 
 def _expanded(builder: GraphBuilder, node: fx.Node, number: float) -> fx.Node:
-    """A constant of the node's shape; where a size depends on the batch it is expanded in the file."""
-    sizes = shape(node)
-    constant = builder.constant(
-        "filled", torch.full([1 if size == -1 else size for size in sizes], number, dtype=value(node).dtype)
-    )
-    if -1 not in sizes:
+    sizes = [1 if size == -1 else size for size in shape(node)]
+    constant = torch.full(sizes, number, dtype=value(node).dtype)
+    return expanded(builder, builder.constant("filled", constant), node)
+
+
+def expanded(builder: GraphBuilder, constant: fx.Node, like: fx.Node) -> fx.Node:
+    """The constant in the shape of `like`: a size of 1 in place of one that depends on the batch is expanded."""
+    if -1 not in shape(like):
         return constant
-    return builder.call(aten.expand.default, constant, _sizes(builder, node))
+    return builder.call(aten.expand.default, constant, _sizes(builder, like))
 
 
 def _sizes(builder: GraphBuilder, node: fx.Node) -> list[int | fx.Node]:
-    """The sizes of a node that is about to be replaced: numbers, and multiples of the batch as nodes."""
+    """The sizes of a node: numbers, and multiples of the batch as nodes."""
     image = next(each for each in builder.graph.nodes if each.op == "placeholder")
     batch = value(image).shape[0]
     sizes: list[int | fx.Node] = []

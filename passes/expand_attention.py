@@ -58,17 +58,22 @@ def _expanded(
     if is_causal:
         queries, keys = value(logits).shape[-2:]
         mask = builder.constant("attention.causal", torch.ones(queries, keys, dtype=torch.bool).tril())
-    if mask is not None:
-        logits = builder.call(aten.add.Tensor, logits, _added(builder, node, mask))
+    added = None if mask is None else _added(builder, node, mask)
+    if added is not None:
+        logits = builder.call(aten.add.Tensor, logits, added)
     return builder.call(aten.matmul.default, builder.call(aten.softmax.int, logits, -1), values)
 
 
-def _added(builder: GraphBuilder, node: fx.Node, mask: fx.Node) -> fx.Node:
-    """A mask as numbers to be added to the logits."""
+def _added(builder: GraphBuilder, node: fx.Node, mask: fx.Node) -> fx.Node | None:
+    """A mask as numbers to be added to the logits; None if it hides nothing."""
     if value(mask).dtype != torch.bool:
         return mask
+    if mask.target == aten.expand.default:
+        mask = mask.args[0]  # type: ignore[assignment]  # addition broadcasts
     if mask.op != "get_attr":
         where = node.meta.get("source", "source unknown")
         raise UnsupportedError(f"attention with a mask computed from the image ({where}): add numbers instead")
     allowed = parameter(builder.module, mask)
+    if allowed.all():
+        return None
     return builder.constant("attention.mask", torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf))

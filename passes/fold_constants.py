@@ -2,68 +2,132 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from sptrace.graph import GraphBuilder, parameter
+from sptrace.errors import UnsupportedError
+from sptrace.graph import BATCHES, GraphBuilder, parameter, shape
+from sptrace.passes.canonicalize_copies import expanded
 
-Value = Any
+Values = tuple[Any, ...]
+"""What a node gives at each of `BATCHES`; the very same object if the batch does not matter."""
 
 
 def fold_constants(module: fx.GraphModule) -> int:
     """Replace tensors that are computed from constants alone by their values; returns how many ops that took.
 
-    Before:  i = arange(49); t = index(table, [i]); y = add(x, t)
-    After:   t = get_attr("folded"); y = add(x, t)
+    1. i = arange(49); t = index(table, [i]); y = add(x, t)        ->  y = add(x, get_attr("folded"))
+    2. m = ones([n, 1, 9, 9], bool); y = attention(q, k, v, m)     ->  m = expand(get_attr("folded"), [n, 1, 9, 9])
 
     It runs the constant part of the network in its own order, so that a constant may also be made in place (a mask
-    filled piece by piece); a reader gets the value of its own moment. Declines where
-
-    1. a size depends on the batch: there is no one value;
-    2. the op is random, or writes into the network's own parameters.
+    filled piece by piece); a reader gets the value of its own moment. A value that is the same for every picture of
+    the batch is stored for one. Declines where it is not, and where an op is random or overwrites the network's own
+    parameters.
     """
-    known: dict[fx.Node, Value] = {}
-    own = {
-        parameter(module, node).untyped_storage().data_ptr()
-        for node in module.graph.nodes
-        if node.op == "get_attr" and isinstance(node.meta["values"][0], Tensor)
-    }
     builder = GraphBuilder(module)
+    run = _Run(module)
     for node in list(module.graph.nodes):
-        if node.op == "get_attr":
-            known[node] = parameter(module, node)
-        elif node.op == "call_function" and _is_constant(node, known, own):
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-            with torch.no_grad():
-                known[node] = node.target(*args, **kwargs)
-        else:
-            _store(builder, node, known)
-    folded = [node for node in known if node.op == "call_function"]
+        if run.takes(node) and run.known[node][0] is run.known[node][1]:
+            continue
+        for argument in node.all_input_nodes:
+            constant = _for_every_picture(argument, run.known[argument]) if run.computed(argument) else None
+            if constant is None:
+                continue
+            with builder.replacing(node):
+                name = f"{argument.meta['path']}.folded" if argument.meta["path"] else "folded"
+                kept = builder.constant(name, constant.clone())
+                node.replace_input_with(argument, expanded(builder, kept, argument))
+    folded = [node for node in run.known if node.op == "call_function"]
+    written = []
+    count = 0
     for node in reversed(folded):
         if not node.users:
+            if _writes(node):
+                written.append(run.known[node][0].untyped_storage().data_ptr())
             module.graph.erase_node(node)
-    return len(folded)
+            count += 1
+        elif run.computed(node) and run.known[node][0].untyped_storage().data_ptr() in written:
+            where = node.meta.get("source", "source unknown")
+            raise UnsupportedError(f"a constant that differs between pictures is made in place ({where})")
+    return count
 
 
-def _is_constant(node: fx.Node, known: dict[fx.Node, Value], own: set[int]) -> bool:
-    if not all(argument in known for argument in node.all_input_nodes):
-        return False
-    if not isinstance(node.target, OpOverload):
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
+class _Run:
+    """Computes the nodes that need no image, for each size of the batch."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.known: dict[fx.Node, Values] = {}
+        self._module = module
+        self._own: set[int] = set()
+
+    def computed(self, node: fx.Node) -> bool:
+        """Is it a tensor that an op made of constants?"""
+        return node in self.known and node.op == "call_function" and isinstance(self.known[node][0], Tensor)
+
+    def takes(self, node: fx.Node) -> bool:
+        """Compute the node if that is possible."""
+        if node.op == "get_attr":
+            data = parameter(self._module, node)
+            self._own.add(data.untyped_storage().data_ptr())
+            self.known[node] = (data,) * len(BATCHES)
+        elif node.op == "call_function" and isinstance(node.meta["values"][0], int):
+            self.known[node] = node.meta["values"]
+        elif node.op == "call_function" and self._is_constant(node):
+            inputs = [self.known[argument] for argument in node.all_input_nodes]
+            if all(values[0] is values[1] or _same_number(values) for values in inputs):
+                self.known[node] = (self._run(node, 0),) * len(BATCHES)
+            else:
+                self.known[node] = tuple(self._run(node, index) for index in range(len(BATCHES)))
+        else:
+            return False
         return True
-    if torch.Tag.nondeterministic_seeded in node.target.tags:
-        return False
-    changed = known[node.args[0]] if node.target._schema.is_mutable and isinstance(node.args[0], fx.Node) else None
-    return not isinstance(changed, Tensor) or changed.untyped_storage().data_ptr() not in own
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        if not all(argument in self.known for argument in node.all_input_nodes):
+            return False
+        if not isinstance(node.target, OpOverload):
+            return node.target is operator.getitem
+        if torch.Tag.nondeterministic_seeded in node.target.tags:
+            return False
+        if not _writes(node):
+            return True
+        changed = self.known[node.args[0]][0]  # type: ignore[index]
+        return isinstance(changed, Tensor) and changed.untyped_storage().data_ptr() not in self._own
+
+    def _run(self, node: fx.Node, index: int) -> Any:
+        pick: Callable[[fx.Node], Any] = partial(self._value, index)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), pick)
+        assert callable(node.target)
+        with torch.no_grad():
+            return node.target(*args, **kwargs)
+
+    def _value(self, index: int, node: fx.Node) -> Any:
+        return self.known[node][index]
 
 
-def _store(builder: GraphBuilder, reader: fx.Node, known: dict[fx.Node, Value]) -> None:
-    """Let `reader` read stored constants where it read computed ones."""
-    for argument in reader.all_input_nodes:
-        if argument.op == "call_function" and isinstance(known.get(argument), Tensor):
-            with builder.replacing(reader):
-                name = f"{argument.meta['path']}.folded" if argument.meta["path"] else "folded"
-                constant = builder.constant(name, known[argument].clone())
-            reader.replace_input_with(argument, constant)
+def _same_number(values: Values) -> bool:
+    return not isinstance(values[0], Tensor | tuple | list) and values[0] == values[1]
+
+
+def _for_every_picture(node: fx.Node, values: Values) -> Tensor | None:
+    """The value, with size 1 wherever the size depends on the batch; None if the pictures' values differ."""
+    first, second = values
+    if first is second:
+        return first
+    for dim, size in enumerate(shape(node)):
+        if size == -1:
+            first, second = first.narrow(dim, 0, 1), second.narrow(dim, 0, 1)
+    same = all(
+        torch.equal(one.expand_as(value), value) for one, value in zip((first, second), values, strict=True)
+    )
+    return first if same and torch.equal(first, second) else None

@@ -27,6 +27,9 @@ BATCHES = (2, 3)
 """Two runs without data tell which sizes depend on the batch, in a hundredth of the time that symbolic sizes take."""
 
 
+_META = torch.device("meta")
+
+
 def value(node: fx.Node) -> Tensor:
     """What the node gives for the first of `BATCHES`: rank and dtype without data."""
     first = node.meta["values"][0]
@@ -50,8 +53,9 @@ def propagate(node: fx.Node) -> None:
     results = []
     for index in range(len(BATCHES)):
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), partial(_value_at, index))
+        args = [_META if isinstance(item, torch.device) else item for item in args]
         if "device" in kwargs:
-            kwargs = {**kwargs, "device": torch.device("meta")}
+            kwargs = {**kwargs, "device": _META}
         with torch.no_grad():
             results.append(node.target(*args, **kwargs))  # type: ignore[operator]
     node.meta["values"] = tuple(results)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import onnxruntime
@@ -98,6 +99,18 @@ def compile_pullback(op: nn.Module, image: Tensor, softening: Softening | str = 
     return module
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """More threads take longer to start than these small ops to run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def check_jacobians(
     op: nn.Module,
     image: Tensor,
@@ -120,7 +133,7 @@ def check_jacobians(
     expected = torch.einsum("no,noi->ni", cotangents, jacobians).reshape(image.shape)
     values = _float64(op)(image)
     module = compile_pullback(op, image, softening)
-    session = onnxruntime.InferenceSession(emit(module, "op").SerializeToString(), _one_thread())
+    session = _session(module)
     module.double()
     for size in (count, 1):
         fed, sent = image[:size], cotangents[:size]
@@ -138,6 +151,7 @@ def check_jacobians(
     return module
 
 
+@_one_thread()
 def check_linear(op: nn.Module, *sizes: int, tolerance: float = EXACT) -> None:
     """The pullback of an affine op must be the transpose of its matrix, whatever the picture. `sizes`: C, H, W."""
     twin, pixels = _float64(op), math.prod(sizes)
@@ -158,6 +172,7 @@ def check_linear(op: nn.Module, *sizes: int, tolerance: float = EXACT) -> None:
     _assert_close((attribution * image).sum((1, 2, 3)), (cotangents * moved).sum(1), 10 * tolerance)
 
 
+@_one_thread()
 def check_ordinary(op: nn.Module, *sizes: int, image: Tensor | None = None) -> None:
     """The pullback must be the gradient of torch.autograd. `sizes`: C, H, W of a random picture if none is given."""
     twin = _float64(op)
@@ -168,10 +183,10 @@ def check_ordinary(op: nn.Module, *sizes: int, image: Tensor | None = None) -> N
     check_jacobians(op, image, torch.stack(rows, dim=1), softening="hard")
 
 
-def _one_thread() -> onnxruntime.SessionOptions:
+def _session(module: fx.GraphModule) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # to make more of them takes longer than to run the op
-    return options
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(emit(module, "op").SerializeToString(), options)
 
 
 def _float64(op: nn.Module) -> nn.Module:

@@ -93,7 +93,9 @@ def test_a_newer_format() -> None:
     ],
 )
 def test_damage(text: str) -> None:
-    with pytest.raises(SptraceError, match=r"^the artifact's description is damaged \(.*compile it again$") as error:
+    with pytest.raises(
+        SptraceError, match=r"^the artifact's description is damaged \(.*compile it again$"
+    ) as error:
         Description.from_json(text)
     assert "\n" not in str(error.value)
 

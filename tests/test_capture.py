@@ -115,13 +115,23 @@ def test_a_module_called_twice() -> None:
     assert_same_values(module, network)
 
 
-@pytest.mark.parametrize("wrap", [lambda y: {"logits": y}, lambda y: (y,), lambda y: [y]])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda y: {"scores": y},
+        lambda y: (y,),
+        lambda y: [y],
+        lambda y: {"features": y + 1, "logits": y, "loss": None},
+    ],
+)
 def test_logits_in_a_container(wrap: Callable[[Tensor], Any]) -> None:
     class Wrapped(nn.Module):
         def forward(self, image: Tensor) -> Any:
             return wrap(image.mean((2, 3)))
 
-    assert shape(capture(Wrapped().eval(), images(1)).graph.output_node().args[0]) == [-1, 3]
+    module = capture(Wrapped().eval(), images(1))
+    assert shape(module.graph.output_node().args[0]) == [-1, 3]
+    assert torch.equal(module(images(2)), images(2).mean((2, 3)))
 
 
 def test_the_network_is_not_changed() -> None:
@@ -324,7 +334,7 @@ class Returns(nn.Module):
     ("answer", "message"),
     [
         (lambda x: (x.mean((2, 3)), x.sum((2, 3))), "returns 2 tensors: wrap it"),
-        (lambda x: {"logits": x.mean((2, 3)), "features": x}, "returns 2 tensors: wrap it"),
+        (lambda x: {"scores": x.mean((2, 3)), "features": x}, "returns 2 tensors: wrap it"),
         (lambda x: None, "returns 0 tensors"),
         (lambda x: x, r"returns \[N, 3, 16, 16\] torch.float32, not one row of logits a picture"),
         (lambda x: x.mean((1, 2, 3)), r"returns \[N\]"),

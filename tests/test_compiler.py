@@ -377,7 +377,11 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
         (classifier(), images(1).double(), "the example must be a float32 tensor"),
         (classifier(), images(1)[:, :1], r"the example must have 3 channels, \[N, 3, H, W\], not \[1, 1,"),
         (small(lambda self, x: torch.fft.fft(x).real), images(1), "there is no pullback rule for aten"),
-        (small(lambda self, x: self.bias.expand(x.shape[0], 5), bias=torch.ones(5)), images(1), "the network's out"),
+        (
+            small(lambda self, x: self.bias.expand(x.shape[0], 5), bias=torch.ones(5)),
+            images(1),
+            "the network's out",
+        ),
     ],
 )
 def test_wrong_networks_and_examples(network: Any, example: Tensor, message: str) -> None:

@@ -35,6 +35,9 @@ does differently on every kind of CPU. Gates that were in fact decided otherwise
 SHARE = 1e-6
 """How many of all gates may be; measured: 1 of 5 million (ResNet-18), none of 18 (VGG-11), 3 of 32 (DenseNet-121)."""
 
+ASCENT = 2e-5
+"""Of the largest golden value, after five steps."""
+
 LOGITS = 1e-5
 """Of the largest golden logit."""
 
@@ -60,8 +63,8 @@ def compile_to_file(
     monkeypatch.setattr("sptrace.compiler.verify", lambda *_: None)
     path = tmp_path / "program.onnx"
 
-    def write(network: nn.Module, program: str) -> Path:
-        sptrace.compile(network, picture()[:1], program=program, mean=MEAN, std=STD).save(path)
+    def write(network: nn.Module, program: str, **options: str) -> Path:
+        sptrace.compile(network, picture()[:1], program=program, mean=MEAN, std=STD, **options).save(path)
         return path
 
     yield write
@@ -79,6 +82,19 @@ def largest(difference: np.ndarray, golden: np.ndarray) -> float:
 def sampled(attribution: np.ndarray) -> np.ndarray:
     """The positions that a golden file keeps."""
     return attribution.reshape(-1)[deterministic.sample_index(SEED, attribution.size)]
+
+
+@pytest.mark.parametrize(("kept", "clamp"), [("pullback_ascent", "never"), ("pullback_ascent_clip", "every")])
+def test_pullback_ascent(case: Case, compile_to_file: Callable[..., Path], kept: str, clamp: str) -> None:
+    golden = case.golden[kept]
+    explainer = sptrace.load(compile_to_file(case.network, "pullback_ascent", clamp=clamp))
+    result = explainer.explain(picture().numpy(), case.golden["target"])
+    error = largest(sampled(result.attribution) - golden, golden)
+    norm = np.linalg.norm(result.attribution.astype(np.float64)) / case.golden[f"{kept}_l2"]
+    print(f"{case.name} {kept}: {error:.1e} of the largest value, norm {norm - 1:+.1e}")
+    assert error <= ASCENT
+    assert abs(norm - 1) <= ASCENT
+    assert largest(result.logits - case.golden["logits"], case.golden["logits"]) <= LOGITS
 
 
 def test_soft_pullback(case: Case, compile_to_file: Callable[[nn.Module, str], Path]) -> None:

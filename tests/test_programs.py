@@ -26,6 +26,8 @@ def test_the_gradient_is_hard_whatever_is_asked_for(name: str, softening: Soften
 
 @pytest.mark.parametrize("name", ["saliency", "", "Gradient"])
 def test_an_unknown_program(name: str) -> None:
-    with pytest.raises(SptraceError, match=rf"^there is no program '{name}': .*soft_pullback, gradient") as error:
+    with pytest.raises(
+        SptraceError, match=rf"^there is no program '{name}': .*soft_pullback, gradient"
+    ) as error:
         program_kind(name)
     assert "\n" not in str(error.value)

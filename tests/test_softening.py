@@ -9,7 +9,12 @@ import pytest
 from sptrace.errors import SptraceError
 from sptrace.softening import PRESETS, RULES, GateRule, Softening
 
-PAPER = {"relu": ("phi", 0.6), "relu6": ("phi", 0.6), "hardtanh": ("gate", None), "max_pool": ("softmax", 0.3)}
+PAPER = {
+    "relu": ("phi", 0.6),
+    "relu6": ("phi", 0.6),
+    "hardtanh": ("gate", None),
+    "max_pool": ("softmax", 0.3),
+}
 
 
 def test_the_presets() -> None:
@@ -39,7 +44,9 @@ def test_every_rule_can_be_asked_for(preset: str, kind: str) -> None:
 
 
 def test_departures_concern_their_kind_alone() -> None:
-    softening = Softening("paper", tau={"relu": 0.25, "max_pool": 1}, rule={"relu": "sigmoid", "relu6": "hard"})
+    softening = Softening(
+        "paper", tau={"relu": 0.25, "max_pool": 1}, rule={"relu": "sigmoid", "relu6": "hard"}
+    )
     gates = softening.gates()
     assert gates["relu"] == ("sigmoid", 0.25)
     assert gates["relu6"] == ("hard", None)

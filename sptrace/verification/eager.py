@@ -38,6 +38,7 @@ def reference(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_range: tuple[float, float] = (-1.0, 1.0),
+    objective: str = "logit",
     jitter: float = 0.0,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,6 +77,7 @@ def reference(
             ((image - low) / (high - low) - mean) / std; when None, the image as it is.
         std: see `mean`; both or neither.
         input_range: (low, high), the values of black and white in `image`.
+        objective: what is pulled back: the target's "logit", or its log-probability ("cross_entropy").
         jitter: hard gates take their derivative at z + jitter * std(z) * noise, values stay. Repeated with several
             seeds this tells how far a gradient depends on gates that are closer to their threshold than that.
         seed: of the jitter's noise.
@@ -107,6 +109,8 @@ def reference(
         logits = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", output)
         resolved = torch.where(target == -1, logits.argmax(1), target)
         direction = F.one_hot(resolved, logits.shape[1]).to(logits.dtype)
+        if objective == "cross_entropy":
+            direction = direction - logits.detach().softmax(1)
         (attribution,) = torch.autograd.grad(logits, leaf, direction)
     return attribution, logits.detach(), resolved
 

@@ -74,6 +74,7 @@ class Eager:
             mean=self.preprocessing.mean,
             std=self.preprocessing.std,
             input_range=self.preprocessing.input_range,
+            objective=self.settings.get("objective", "logit"),
             jitter=jitter,
             seed=seed,
         )

@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from small_networks import classifier, images
+from small_networks import classifier, images, small
 from torch import Tensor, fx
 
 import sptrace
@@ -21,7 +21,7 @@ from sptrace.artifact import Verification
 from sptrace.errors import VerificationError
 from sptrace.verification import verify as verification
 
-TOLERANCE, HARD_TOLERANCE = 1e-4, 1e-2
+TOLERANCE, SPREAD = 1e-4, 4.0
 Corrupt = Callable[[onnx.ModelProto], None]
 CAPTURED: list[fx.GraphModule] = []
 
@@ -65,7 +65,7 @@ def capture_once(monkeypatch: pytest.MonkeyPatch) -> None:
     right = compiler.capture.capture
 
     def capture(network: torch.nn.Module, example: Tensor) -> fx.GraphModule:
-        if type(network).__name__ != "Small":
+        if not hasattr(network, "stem"):
             return right(network, example)
         if not CAPTURED:
             CAPTURED.append(right(network, example))
@@ -124,11 +124,13 @@ def test_two_batch_sizes(count: int) -> None:
 def test_hard_gates_are_measured_by_norms(program: str, softening: Any) -> None:
     result = measured(compiled(program, softening=softening))
     assert result.measure == "norm"
-    assert result.tolerance == HARD_TOLERANCE
+    assert result.tolerance == TOLERANCE
+    if program == "gradient":
+        assert [batch.doubt for batch in result.batches] == [0.0, 0.0]
 
 
 def test_the_tolerances_are_the_documented_ones() -> None:
-    assert (verification.TOLERANCE, verification.HARD_TOLERANCE) == (TOLERANCE, HARD_TOLERANCE)
+    assert (verification.TOLERANCE, verification.SPREAD) == (TOLERANCE, SPREAD)
 
 
 # --- Wrong files ---
@@ -173,8 +175,8 @@ def scale_output(name: str, factor: float) -> Corrupt:
         ("soft_pullback", "attribution", 1 + 2 * TOLERANCE, True),
         ("soft_pullback", "logits", 1 + 0.5 * TOLERANCE, False),
         ("soft_pullback", "logits", 1 + 2 * TOLERANCE, True),
-        ("gradient", "attribution", 1 + 0.5 * HARD_TOLERANCE, False),
-        ("gradient", "attribution", 1 + 2 * HARD_TOLERANCE, True),
+        ("gradient", "attribution", 1 + 0.5 * TOLERANCE, False),
+        ("gradient", "attribution", 1 + 2 * TOLERANCE, True),
         ("gradient", "logits", 1 + 0.5 * TOLERANCE, False),
         ("gradient", "logits", 1 + 2 * TOLERANCE, True),
     ],
@@ -184,7 +186,9 @@ def test_the_bounds_are_where_they_should_be(
 ) -> None:
     emit_corrupted(scale_output(output, factor))
     if refused:
-        with pytest.raises(VerificationError, match=f"^the {output} of the ONNX program and of its torch.fx program"):
+        with pytest.raises(
+            VerificationError, match=f"^the {output} of the ONNX program and of its torch.fx program"
+        ):
             compiled(program)
     else:
         batch = measured(compiled(program)).batches[0]
@@ -210,17 +214,17 @@ def change_one_pixel(by: float) -> Corrupt:
 def test_the_measures_are_what_they_should_be(
     program: str, refused: bool, emit_corrupted: Callable[[Corrupt], None]
 ) -> None:
-    """One pixel off by a hundredth of the largest value: much by the maximum, little by the norm."""
+    """One pixel off by twice the tolerance of the largest value: too much by the maximum, little by the norm."""
     attribution, _ = compiled(program).module(images(1), torch.tensor([-1]))
-    off = 0.01 * attribution.abs().max().item()
-    assert off < 0.5 * HARD_TOLERANCE * attribution.norm()
+    off = 2 * TOLERANCE * attribution.abs().max().item()
+    assert off < 0.8 * TOLERANCE * attribution.norm()
     emit_corrupted(change_one_pixel(off))
     if refused:
-        with pytest.raises(VerificationError, match=r"differ by 1\.0e-02 at batch size 1, more than 1e-04"):
+        with pytest.raises(VerificationError, match=r"differ by 2\.0e-04 at batch size 1, more than 1e-04"):
             compiled(program)
     else:
         error = measured(compiled(program)).batches[0].attribution_to_module
-        assert error == pytest.approx(off / attribution.norm().item(), rel=0.01)
+        assert error == pytest.approx(off / attribution.norm().item(), rel=0.1)
 
 
 @pytest.mark.parametrize("program", ["soft_pullback", "gradient"])
@@ -269,6 +273,46 @@ def test_an_error_in_the_second_batch_size_alone(emit_corrupted: Callable[[Corru
     emit_corrupted(divide_by_batch)
     with pytest.raises(VerificationError, match=r"differ by 5\.0e-01 at batch size 2,"):
         compiled()
+
+
+# --- Hard gates in doubt ---
+
+
+def gate_at_its_threshold() -> tuple[torch.nn.Module, Tensor]:
+    """A network one of whose gates gets 0, but for rounding, from the picture beside it."""
+    image = images(1)
+    network = small(
+        lambda self, x: self.last(torch.relu(self.first(x.flatten(1)))),
+        first=torch.nn.Linear(768, 12),
+        last=torch.nn.Linear(12, 5),
+    )
+    first = network.get_submodule("first")
+    assert isinstance(first, torch.nn.Linear)
+    with torch.no_grad():
+        first.bias[3] -= first(image.flatten(1))[0, 3]
+        assert abs(first(image.flatten(1))[0, 3]) < 1e-6
+    return network, image
+
+
+@pytest.mark.parametrize(("doubts", "refused"), [(0.5 * SPREAD, False), (1.5 * SPREAD, True)])
+def test_a_gate_in_doubt_widens_the_bound(
+    doubts: float, refused: bool, emit_corrupted: Callable[[Corrupt], None]
+) -> None:
+    """As far as throwing it to the other side moves the gradient, four times; and only where gates are hard."""
+    network, image = gate_at_its_threshold()
+    batch = measured(sptrace.compile(network, image, program="gradient")).batches[0]
+    assert batch.doubt > 0.01
+    assert batch.attribution_to_eager < 1.1 * batch.doubt
+    assert measured(sptrace.compile(network, image)).batches[0].doubt == 0
+
+    emit_corrupted(scale_output("attribution", 1 + doubts * batch.doubt))
+    if refused:
+        with pytest.raises(VerificationError, match="^the attribution of the ONNX program"):
+            sptrace.compile(network, image, program="gradient")
+    else:
+        sptrace.compile(network, image, program="gradient")
+    with pytest.raises(VerificationError, match="^the attribution of the ONNX program"):
+        sptrace.compile(network, image)
 
 
 # --- Wrong programs, faithfully written ---
@@ -320,7 +364,9 @@ def test_the_wrong_class(
         lambda onnx, node, x, dim, keepdim=False: onnx.op("ArgMin", x, axis=dim, keepdims=int(keepdim)),
     )
     assemble_corrupted(other_class)
-    with pytest.raises(VerificationError, match="attribution of the ONNX program and of the eager reference differ"):
+    with pytest.raises(
+        VerificationError, match="attribution of the ONNX program and of the eager reference differ"
+    ):
         compiled()
 
 
