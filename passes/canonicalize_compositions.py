@@ -187,9 +187,7 @@ def _log_sigmoid(builder: GraphBuilder, node: fx.Node, x: fx.Node) -> fx.Node:
     return builder.call(aten.neg.default, builder.call(aten.softplus.default, negative))
 
 
-def _adaptive_average_1d(
-    builder: GraphBuilder, node: fx.Node, x: fx.Node, size: Sequence[int]
-) -> fx.Node:
+def _adaptive_average_1d(builder: GraphBuilder, node: fx.Node, x: fx.Node, size: Sequence[int]) -> fx.Node:
     flat = builder.call(aten.adaptive_avg_pool2d.default, _with_height(builder, x), [1, *size])
     return builder.reshape(flat, shape(node))
 
@@ -238,7 +236,9 @@ def _dims(x: fx.Node, dims: Dims) -> list[int]:
         return [dims]
     reduced = list(dims) if dims else list(range(value(x).ndim))
     if -1 in [shape(x)[dim] for dim in reduced]:
-        raise UnsupportedError(f"{x.name!r} is reduced over the pictures of a batch: reduce each picture alone")
+        raise UnsupportedError(
+            f"{x.name!r} is reduced over the pictures of a batch: reduce each picture alone"
+        )
     return reduced
 
 

@@ -50,7 +50,9 @@ def _letters(node: fx.Node, equation: str, ranks: Sequence[int]) -> tuple[list[s
     terms = inputs.split(",")
     if "->" not in equation or any(len(set(term)) < len(term.replace("...", "")) for term in terms):
         where = node.meta.get("source", "source unknown")
-        raise UnsupportedError(f"einsum {equation!r} ({where}): write the result, and each letter once a factor")
+        raise UnsupportedError(
+            f"einsum {equation!r} ({where}): write the result, and each letter once a factor"
+        )
     free = [letter for letter in string.ascii_letters if letter not in equation]
     widest = max(rank - len(term.replace("...", "")) for rank, term in zip(ranks, terms, strict=True))
     named = "".join(free[:widest])
@@ -77,7 +79,10 @@ def _pair(
     for tensor, letters, order in ((a, left, [rows, summed]), (b, right, [summed, columns])):
         wanted = [*batch, *order[0], *order[1]]
         turned = _permute(builder, tensor, [letters.index(letter) for letter in wanted])
-        inner = [_joint(turned, len(batch), len(order[0])), _joint(turned, len(batch) + len(order[0]), len(order[1]))]
+        inner = [
+            _joint(turned, len(batch), len(order[0])),
+            _joint(turned, len(batch) + len(order[0]), len(order[1])),
+        ]
         matrices.append(builder.reshape(turned, [*outer, *inner]))
     product = builder.call(aten.matmul.default, *matrices)
     letters = [*batch, *rows, *columns]

@@ -34,9 +34,7 @@ def canonicalize_indexing(module: fx.GraphModule) -> int:
     return count
 
 
-def _index(
-    builder: GraphBuilder, node: fx.Node, x: fx.Node, given: Sequence[fx.Node | None]
-) -> fx.Node:
+def _index(builder: GraphBuilder, node: fx.Node, x: fx.Node, given: Sequence[fx.Node | None]) -> fx.Node:
     dims = [dim for dim, index in enumerate(given) if index is not None]
     indices = [index for index in given if index is not None]
     if any(index.op != "get_attr" for index in indices) or dims != list(range(dims[0], dims[-1] + 1)):

@@ -51,7 +51,9 @@ def _expanded(
         raise UnsupportedError(f"attention with an active dropout ({where}): call .eval() on the network")
     if enable_gqa:
         repeats = value(query).shape[-3] // value(key).shape[-3]
-        key, values = (builder.call(aten.repeat_interleave.self_int, each, repeats, -3) for each in (key, values))
+        key, values = (
+            builder.call(aten.repeat_interleave.self_int, each, repeats, -3) for each in (key, values)
+        )
     factor = 1 / math.sqrt(value(query).shape[-1]) if scale is None else scale
     scaled = query if factor == 1 else builder.call(aten.mul.Tensor, query, factor)
     logits = builder.call(aten.matmul.default, scaled, builder.call(aten.transpose.int, key, -2, -1))
@@ -72,7 +74,9 @@ def _added(builder: GraphBuilder, node: fx.Node, mask: fx.Node) -> fx.Node | Non
         mask = mask.args[0]  # type: ignore[assignment]  # addition broadcasts
     if mask.op != "get_attr":
         where = node.meta.get("source", "source unknown")
-        raise UnsupportedError(f"attention with a mask computed from the image ({where}): add numbers instead")
+        raise UnsupportedError(
+            f"attention with a mask computed from the image ({where}): add numbers instead"
+        )
     allowed = parameter(builder.module, mask)
     if allowed.all():
         return None

@@ -71,21 +71,13 @@ def _refuse_aliases(
             raise UnsupportedError(
                 _where(node, f"the in-place op {node.target} overwrites the network's own {alias.target!r}")
             )
-        if alias is not changed and position[alias] < now and _read_after(alias, now, position):
+        read_later = any(position[user] > now for user in alias.users)
+        if alias is not changed and position[alias] < now and read_later:
             raise UnsupportedError(
                 _where(
                     node, f"the in-place op {node.target} changes memory that is read again as {alias.name!r}"
                 )
             )
-
-
-def _read_after(alias: fx.Node, now: int, position: dict[fx.Node, int]) -> bool:
-    """Does anybody read the numbers, and not only the size?"""
-    readers = (user for user in alias.users if position[user] > now)
-    return any(
-        reader.op == "output" or isinstance(reader.meta["values"][0], Tensor | tuple | list)
-        for reader in readers
-    )
 
 
 def _where(node: fx.Node, what: str) -> str:

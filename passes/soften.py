@@ -34,7 +34,7 @@ def soften(module: fx.GraphModule, softening: Softening) -> tuple[GateCount, ...
     builder = GraphBuilder(module)
     counts: Counter[tuple[str, str, float | None]] = Counter()
     attention = softening.gate("attention")
-    counts["attention", *attention] = soften_attention(module, attention)
+    counts[("attention", *attention)] = soften_attention(module, attention)
     for node in list(module.graph.nodes):
         recognised = (
             RECOGNISERS[node.target](*node.args, **node.kwargs) if node.target in RECOGNISERS else None
@@ -128,9 +128,7 @@ def _mish(z: fx.Node) -> tuple[str, Target, tuple[Any, ...]]:
     return "mish", gates.mish, (z,)
 
 
-def _softplus(
-    z: fx.Node, beta: float = 1.0, threshold: float = 20.0
-) -> tuple[str, Target, tuple[Any, ...]]:
+def _softplus(z: fx.Node, beta: float = 1.0, threshold: float = 20.0) -> tuple[str, Target, tuple[Any, ...]]:
     return "softplus", gates.softplus, (z, float(beta), float(threshold))
 
 

@@ -209,7 +209,7 @@ def _logits(exported: ExportedProgram, output: fx.Node) -> fx.Node:
 
 def _named_logits(exported: ExportedProgram, output: fx.Node) -> list[fx.Node]:
     """Of several results the one called logits, in an object or a mapping; else all of them."""
-    results = list(output.args[0])  # type: ignore[arg-type]
+    results = list(output.args[0])
     answer = tree_unflatten(results, exported.call_spec.out_spec)  # type: ignore[arg-type]
     logits = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
     chosen = [logits] if isinstance(logits, fx.Node) else results

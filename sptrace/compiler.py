@@ -138,7 +138,7 @@ def compile_network(
     module = compose(program, assembled, settings)
     proto = emit(module, network.name)
     progress("verifying")
-    hard = any(gate.rule == "hard" for gate in assembled.gates)
+    hard = any(gate.rule in ("hard", "guided") for gate in assembled.gates)
     eager_settings = kind.for_verification(settings, hard)
     verification = verify(
         proto.SerializeToString(),

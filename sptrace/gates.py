@@ -37,32 +37,33 @@ def max_pool2d(
 
 
 def leaky_relu(z: Tensor, slope: float | Tensor, *, rule: str, tau: float | None) -> Tensor:
-    """Z where z > 0, else slope * z; the slope of a PReLU is a tensor that broadcasts over z."""
+    """The z where z > 0, else slope * z; the slope of a PReLU is a tensor that broadcasts over z."""
     return torch.where(z > 0, z, slope * z)
 
 
 def elu(z: Tensor, alpha: float, scale: float, input_scale: float, *, rule: str, tau: float | None) -> Tensor:
     """Scale * z where z > 0, else scale * alpha * (exp(input_scale * z) - 1): ELU, SELU and CELU."""
-    return torch.ops.aten.elu(z, alpha, scale, input_scale)
+    answer: Tensor = torch.ops.aten.elu(z, alpha, scale, input_scale)
+    return answer
 
 
 def silu(z: Tensor, sharpness: float, *, rule: str, tau: float | None) -> Tensor:
-    """Z * sigma(sharpness * z): SiLU is sharpness 1, quick GELU 1.702."""
+    """The product z * sigma(sharpness * z): SiLU is sharpness 1, quick GELU 1.702."""
     return z * torch.sigmoid(sharpness * z) if sharpness != 1 else torch.nn.functional.silu(z)
 
 
 def gelu(z: Tensor, approximate: str, *, rule: str, tau: float | None) -> Tensor:
-    """Z * Phi(z), or its approximation by tanh."""
+    """The product z * Phi(z), or its approximation by tanh."""
     return torch.nn.functional.gelu(z, approximate=approximate)
 
 
 def hardswish(z: Tensor, *, rule: str, tau: float | None) -> Tensor:
-    """Z * min(1, max(0, z / 6 + 1 / 2))."""
+    """The product z * min(1, max(0, z / 6 + 1 / 2))."""
     return torch.nn.functional.hardswish(z)
 
 
 def mish(z: Tensor, *, rule: str, tau: float | None) -> Tensor:
-    """Z * tanh(log(1 + exp(z)))."""
+    """The product z * tanh(log(1 + exp(z)))."""
     return torch.nn.functional.mish(z)
 
 
@@ -95,7 +96,7 @@ def group_norm(
 def rms_norm(
     x: Tensor, normalized_shape: list[int], weight: Tensor | None, eps: float, *, rule: str, tau: None
 ) -> Tensor:
-    """X / sqrt(mean of x^2 + eps) * weight, the mean over the last dimensions."""
+    """The quotient x / sqrt(mean of x^2 + eps) * weight, the mean over the last dimensions."""
     return torch.nn.functional.rms_norm(x, normalized_shape, weight, eps)
 
 

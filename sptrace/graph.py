@@ -53,7 +53,7 @@ def propagate(node: fx.Node) -> None:
     results = []
     for index in range(len(BATCHES)):
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), partial(_value_at, index))
-        args = [_META if isinstance(item, torch.device) else item for item in args]
+        args = tuple(_META if isinstance(item, torch.device) else item for item in args)
         if "device" in kwargs:
             kwargs = {**kwargs, "device": _META}
         with torch.no_grad():

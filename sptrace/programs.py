@@ -151,6 +151,11 @@ PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
     {
         "soft_pullback": ProgramKind("the pullback nu(x) of the target's logit, gates softened", f"{PAPER}, section 3"),
         "gradient": ProgramKind("the same with hard gates: the gradient", "Simonyan et al., arXiv 1312.6034", "hard"),
+        "guided_backprop": ProgramKind(
+            "the gradient, with negative cotangents dropped at every ReLU",
+            "Springenberg et al., arXiv 1412.6806",
+            "guided",
+        ),
         "double_pullback": ProgramKind(
             "nu(x + alpha nu(x)): the pullback where the pullback points to",
             PAPER,

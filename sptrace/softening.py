@@ -20,7 +20,7 @@ class GateRule(NamedTuple):
 
 RULES: Mapping[str, Mapping[str, float | None]] = MappingProxyType(
     {
-        "relu": {"phi": 0.6, "sigmoid": 0.3, "hard": None},
+        "relu": {"phi": 0.6, "sigmoid": 0.3, "guided": None, "hard": None},
         "relu6": {"phi": 0.6, "relu": 0.6, "hard": None},
         "hardtanh": {"gate": None, "hard": None},
         "leaky_relu": {"phi": 0.6, "hard": None},
@@ -45,15 +45,20 @@ SELU and CELU, `group_norm` covers instance norm. A smooth gate at temperature 1
 slope being left out.
 """
 
+_PAPER = {kind: GateRule(*next(iter(rules.items()))) for kind, rules in RULES.items()}
+_HARD = {kind: GateRule(list(rules)[-1], None) for kind, rules in RULES.items()}
 PRESETS: Mapping[str, Mapping[str, GateRule]] = MappingProxyType(
     {
-        "paper": {kind: GateRule(*next(iter(rules.items()))) for kind, rules in RULES.items()},
-        "hard": {kind: GateRule(list(rules)[-1], None) for kind, rules in RULES.items()},
+        "paper": _PAPER,
+        "hard": _HARD,
+        "excitation": {**_PAPER, "relu": GateRule("sigmoid", 0.3)},
+        "guided": {**_HARD, "relu": GateRule("guided", None)},
     }
 )
-"""`paper`: arXiv 2507.22832, and by y = z * m(z) where it is silent.
+"""`paper`: arXiv 2507.22832, and by y = z * m(z) where it is silent. `hard`: ordinary gradients.
 
-`hard`: ordinary gradients.
+`excitation`: the method's older form, sigma(z / 0.3) for ReLUs. `guided`: guided backpropagation (Springenberg et al.,
+arXiv 1412.6806).
 """
 
 

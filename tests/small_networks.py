@@ -36,7 +36,7 @@ def small(body: Callable[[Any, Tensor], Tensor], **members: nn.Module | Tensor) 
 
 
 def classifier(seed: int = 1) -> nn.Module:
-    """A bit of everything: convolutions, batch norms, in-place ReLUs, a residual sum, max and average pools, dropout."""
+    """A bit of everything: convolutions, batch norms, in-place gates, a residual sum, pools, dropout."""
 
     def body(self: Any, x: Tensor) -> Tensor:
         x = self.pool(self.stem(x))

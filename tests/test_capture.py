@@ -181,7 +181,7 @@ def test_an_exported_network_inside_another() -> None:
 
 
 def test_an_exported_network_with_a_fixed_batch() -> None:
-    with pytest.raises(UnsupportedError, match="^the network fixes the batch size"):
+    with pytest.raises(UnsupportedError, match=r"^the network fixes the batch size"):
         capture(exported(classifier(), dynamic=False), images(1))
 
 
@@ -260,7 +260,9 @@ def test_sizes_and_numbers_that_depend_on_data(body: Callable[[Any, Tensor], Ten
 
 def test_an_error_of_the_network_itself() -> None:
     network = small(lambda self, x: self.conv(x), conv=nn.Conv2d(4, 4, 3))
-    with pytest.raises(UnsupportedError, match="^torch.export cannot trace the network: .*channels") as error:
+    with pytest.raises(
+        UnsupportedError, match=r"^torch.export cannot trace the network: .*channels"
+    ) as error:
         capture(network, images(1))
     one_line(error)
 
@@ -317,7 +319,7 @@ def test_a_network_made_in_inference_mode() -> None:
 
 @pytest.mark.parametrize("network", ["resnet18", torch.relu, nn.ReLU])
 def test_no_network(network: Any) -> None:
-    with pytest.raises(SptraceError, match="^the network must be a torch.nn.Module, not"):
+    with pytest.raises(SptraceError, match=r"^the network must be a torch.nn.Module, not"):
         check(network, images(1))
 
 

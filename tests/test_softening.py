@@ -99,5 +99,5 @@ def test_mistakes_say_what_to_write(arguments: dict[str, Any], message: str) -> 
 
 @pytest.mark.parametrize("softening", [None, 0.6, {"relu": 0.6}])
 def test_something_else(softening: Any) -> None:
-    with pytest.raises(SptraceError, match="^softening must be the name of a preset or a Softening, not "):
+    with pytest.raises(SptraceError, match=r"^softening must be the name of a preset or a Softening, not "):
         Softening.of(softening)

@@ -19,6 +19,7 @@ BUILDERS: Mapping[str, Build] = MappingProxyType(
     {
         "soft_pullback": plain.itself,
         "gradient": plain.itself,
+        "guided_backprop": plain.itself,
         "input_x_pullback": plain.input_times,
         "input_x_gradient": plain.input_times,
         "double_pullback": ascent.double,

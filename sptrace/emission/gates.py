@@ -6,7 +6,7 @@ import onnx_ir as ir
 from torch import fx
 
 from sptrace import gates
-from sptrace.emission.builder import Input, OnnxBuilder, emits
+from sptrace.emission.builder import OnnxBuilder, emits
 from sptrace.graph import value
 
 
@@ -32,12 +32,13 @@ def elu(
 ) -> ir.Value:
     """Elu of the scaled input, times scale / input_scale: above 0 the input's scale cancels."""
     inner = _times(onnx, z, input_scale, z)
-    return _times(onnx, onnx.op("Elu", inner, alpha=float(alpha * input_scale)), scale / input_scale, z)
+    outer = onnx.op("Elu", inner, alpha=float(alpha * input_scale))
+    return onnx.op("Mul", outer, onnx.operand(scale / input_scale, value(z).dtype))
 
 
 @emits(gates.silu)
 def silu(onnx: OnnxBuilder, node: fx.Node, z: fx.Node, sharpness: float, **gate: object) -> ir.Value:
-    """Z times its Sigmoid."""
+    """The z times its Sigmoid."""
     return onnx.op("Mul", z, onnx.op("Sigmoid", _times(onnx, z, sharpness, z)))
 
 
@@ -49,13 +50,13 @@ def gelu(onnx: OnnxBuilder, node: fx.Node, z: fx.Node, approximate: str, **gate:
 
 @emits(gates.hardswish)
 def hardswish(onnx: OnnxBuilder, node: fx.Node, z: fx.Node, **gate: object) -> ir.Value:
-    """Z times its HardSigmoid."""
+    """The z times its HardSigmoid."""
     return onnx.op("Mul", z, onnx.op("HardSigmoid", z, alpha=1 / 6, beta=0.5))
 
 
 @emits(gates.mish)
 def mish(onnx: OnnxBuilder, node: fx.Node, z: fx.Node, **gate: object) -> ir.Value:
-    """Z times Tanh of its Softplus."""
+    """The z times Tanh of its Softplus."""
     return onnx.op("Mul", z, onnx.op("Tanh", onnx.op("Softplus", z)))
 
 
@@ -64,8 +65,9 @@ def softplus(
     onnx: OnnxBuilder, node: fx.Node, z: fx.Node, beta: float, threshold: float, **gate: object
 ) -> ir.Value:
     """Softplus of beta z, over beta: the threshold lies where float32 sees no difference any more."""
-    return _times(onnx, onnx.op("Softplus", _times(onnx, z, beta, z)), 1 / beta, z)
+    outer = onnx.op("Softplus", _times(onnx, z, beta, z))
+    return onnx.op("Mul", outer, onnx.operand(1 / beta, value(z).dtype))
 
 
-def _times(onnx: OnnxBuilder, operand: Input, factor: float, like: fx.Node) -> Input:
+def _times(onnx: OnnxBuilder, operand: ir.Value | fx.Node, factor: float, like: fx.Node) -> ir.Value | fx.Node:
     return operand if factor == 1 else onnx.op("Mul", operand, onnx.operand(factor, value(like).dtype))

@@ -15,8 +15,13 @@ from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
 
 @adjoint(gates.relu)
 def relu(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau: float | None) -> Cotangents:
-    """`phi`: v Phi(z / tau). `sigmoid`: v sigma(z / tau), the excitation pullback. `hard`: v where z > 0."""
-    if rule == "hard":
+    """`phi`: v Phi(z / tau). `sigmoid`: v sigma(z / tau), the excitation pullback. `hard`: v where z > 0.
+
+    `guided`: max(v, 0) where z > 0 (Springenberg et al., arXiv 1412.6806).
+    """
+    if rule == "guided":
+        v = pull.call(aten.clamp_min.default, v, 0)
+    if rule in ("hard", "guided"):
         yield z, pull.call(aten.where.ScalarOther, pull.call(aten.gt.Scalar, z, 0), v, 0.0)
         return
     assert tau is not None

@@ -38,12 +38,13 @@ def pull_back(module: fx.GraphModule, output: fx.Node, cotangent: fx.Node, sourc
         if node is source or (node not in contributions and node not in elements):
             continue
         with pull.origin(node, adjoint=True):
-            v = elements.pop(node) if node in elements else _sum(pull, contributions.pop(node))
             if node.target is operator.getitem:
                 several, index = node.args
                 read = elements.setdefault(several, {})
-                read[index] = _sum(pull, [read[index], v]) if index in read else v
+                total = _sum(pull, contributions.pop(node))
+                read[index] = _sum(pull, [read[index], total]) if index in read else total
                 continue
+            v = elements.pop(node) if node in elements else _sum(pull, contributions.pop(node))
             for argument, part in _apply_rule(pull, v, node):
                 if part is None:
                     continue

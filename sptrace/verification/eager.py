@@ -136,7 +136,8 @@ def _check(rules: Mapping[str, Rule]) -> None:
                 f"no rule {rule!r} for {kind!r}; kinds: {', '.join(_RULES)}; rules: {', '.join(known)}"
             )
         softens = _RULES[kind].get(rule) is not None
-        if softens and kind not in _WITHOUT_TEMPERATURE and (temperature is None or temperature <= 0):
+        heated = softens and kind not in _WITHOUT_TEMPERATURE and rule != "guided"
+        if heated and (temperature is None or temperature <= 0):
             raise ValueError(f"rule {rule!r} for {kind!r} needs a temperature above 0, not {temperature}")
 
 
@@ -245,6 +246,7 @@ _RULES: dict[str, dict[str, Callable[..., Pullback] | None]] = {
     "relu": {
         "phi": _times(lambda z, tau, **_: _phi(z / tau)),
         "sigmoid": _times(lambda z, tau, **_: torch.sigmoid(z / tau)),
+        "guided": lambda z, tau, **_: lambda cotangent: F.relu(cotangent) * (z > 0),
     },
     "relu6": {
         "phi": _times(lambda z, tau, max_val=6.0, **_: _phi(z / tau) * (max_val / z.clamp(min=max_val))),
@@ -336,6 +338,23 @@ class _Softened(torch.autograd.Function):
         return ctx.pullback(cotangents[0]), None, None
 
 
+def _ordinary(func: Any, z: Tensor, at: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Pullback:
+    """Return the ordinary pullback of a call in its argument z, taken at another place."""
+
+    def pullback(cotangent: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = at.clone().requires_grad_()
+            copy = leaf.clone()  # the call may work in place
+            value = func(
+                *(copy if argument is z else argument for argument in args),
+                **{name: copy if argument is z else argument for name, argument in kwargs.items()},
+            )
+            value = value[0] if isinstance(value, tuple) else value
+            return torch.autograd.grad(value, leaf, cotangent)[0]
+
+    return pullback
+
+
 class _SoftenedGates(TorchFunctionMode):
     """Swaps gating calls for their softened twins.
 
@@ -380,7 +399,11 @@ class _SoftenedGates(TorchFunctionMode):
                 *(copy if argument is z else argument for argument in args),
                 **{name: copy if argument is z else argument for name, argument in kwargs.items()},
             )
-            pullback = make_pullback(z, tau, **arguments) if make_pullback else self._jittered(func, z, args, kwargs)
+            beside = self._beside(z) if self.jitter > 0 and kind in _JUMPS else z
+            if make_pullback is not None:
+                pullback = make_pullback(beside, tau, **arguments)
+            else:
+                pullback = _ordinary(func, z, beside, args, kwargs)
         if value is copy:  # that is how an in-place call answers
             return z.copy_(_Softened.apply(z, lambda: value, pullback))
         if isinstance(value, tuple):  # max-pooling with indices
@@ -413,22 +436,10 @@ class _SoftenedGates(TorchFunctionMode):
         rule, tau = self.rules[kind]
         return _RULES[kind].get(rule), tau
 
-    def _jittered(self, func: Any, z: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Pullback:
-        """The ordinary derivative, taken a little beside z: gates close to their threshold fall on either side."""
+    def _beside(self, z: Tensor) -> Tensor:
+        """z moved a little, so that gates close to their threshold fall on either side."""
         noise = torch.randn(z.shape, generator=self.generator, dtype=z.dtype)
-        beside = (z.detach() + self.jitter * z.std() * noise).requires_grad_()
-
-        def pullback(cotangent: Tensor) -> Tensor:
-            with torch.enable_grad():
-                copy = beside.clone()  # the call may work in place
-                value = func(
-                    *(copy if argument is z else argument for argument in args),
-                    **{name: copy if argument is z else argument for name, argument in kwargs.items()},
-                )
-                value = value[0] if isinstance(value, tuple) else value
-                return torch.autograd.grad(value, beside, cotangent)[0]
-
-        return pullback
+        return z.detach() + self.jitter * z.std() * noise
 
     def _multi_head_attention(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]

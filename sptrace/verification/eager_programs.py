@@ -79,6 +79,7 @@ def integrated(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str,
 EAGER: Mapping[str, Callable[[Pull, Tensor, Tensor, Mapping[str, Any], Range], Answer]] = {
     "soft_pullback": plain,
     "gradient": plain,
+    "guided_backprop": plain,
     "input_x_pullback": input_times,
     "input_x_gradient": input_times,
     "double_pullback": double,

@@ -62,6 +62,7 @@ def expected(program: str, image: np.ndarray, target: np.ndarray, **options: Any
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("soft_pullback", {}, {}),
     ("gradient", {}, {}),
+    ("guided_backprop", {}, {}),
     ("input_x_pullback", {}, {}),
     ("input_x_gradient", {}, {}),
     ("double_pullback", {}, {"alpha": 30.0}),

@@ -39,7 +39,9 @@ def folded(network: nn.Module, count: int = 1) -> fx.GraphModule:
     ],
 )
 def test_1_into_the_convolution(conv: nn.Conv2d, affine: bool) -> None:
-    network = small(lambda self, x: self.norm(self.conv(x)), conv=conv, norm=nn.BatchNorm2d(6, affine=affine))
+    network = small(
+        lambda self, x: self.norm(self.conv(x)), conv=conv, norm=nn.BatchNorm2d(6, eps=0.1, affine=affine)
+    )
     module = folded(network)
     assert ops(module) == {"aten.conv2d.default": 1, "aten.flatten.using_ints": 1}
     [call] = nodes(module, "aten.conv2d.default")

@@ -252,7 +252,7 @@ def test_one_infinite_logit(emit_corrupted: Callable[[Corrupt], None]) -> None:
     with torch.no_grad():
         least = int(classifier()(images(1)).argmin())
     emit_corrupted(corrupt)
-    with pytest.raises(VerificationError, match="^the logits of the ONNX program .* differ by inf "):
+    with pytest.raises(VerificationError, match=r"^the logits of the ONNX program .* differ by inf "):
         compiled("gradient")
 
 
@@ -307,11 +307,11 @@ def test_a_gate_in_doubt_widens_the_bound(
 
     emit_corrupted(scale_output("attribution", 1 + doubts * batch.doubt))
     if refused:
-        with pytest.raises(VerificationError, match="^the attribution of the ONNX program"):
+        with pytest.raises(VerificationError, match=r"^the attribution of the ONNX program"):
             sptrace.compile(network, image, program="gradient")
     else:
         sptrace.compile(network, image, program="gradient")
-    with pytest.raises(VerificationError, match="^the attribution of the ONNX program"):
+    with pytest.raises(VerificationError, match=r"^the attribution of the ONNX program"):
         sptrace.compile(network, image)
 
 
