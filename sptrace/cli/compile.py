@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from sptrace import models
 from sptrace.artifact import Description
+from sptrace.cli.settings import pairs, read_settings
 from sptrace.errors import SptraceError
 from sptrace.files import require_writable
 from sptrace.programs import PROGRAMS, Setting, program_kind
@@ -68,8 +69,8 @@ def compile_(
     program_kind(program).settings(options)
     softening = Softening(
         preset,
-        tau={kind: _number(text, "--tau") for kind, text in _pairs(tau, "--tau").items()},
-        rule=_pairs(rule, "--rule"),
+        tau={kind: _number(text, "--tau") for kind, text in pairs(tau, "--tau").items()},
+        rule=pairs(rule, "--rule"),
     )
     normalisation = (_triple(mean, "--mean"), _triple(std, "--std"))
     console = Console(highlight=False, markup=False, emoji=False)
@@ -146,31 +147,6 @@ def _verified(description: Description) -> str:
         f"verified against eager PyTorch at batch sizes {batches}: "
         f"error {worst:.1e} (allowed {verification.tolerance:.0e})"
     )
-
-
-def _pairs(options: Sequence[str] | None, flag: str) -> dict[str, str]:
-    pairs = {}
-    for option in options or ():
-        kind, equals, setting = option.partition("=")
-        if not equals or not kind or not setting:
-            example = {"--tau": "relu=0.6", "--rule": "relu=phi", "--option": "steps=10"}[flag]
-            raise SptraceError(f"{flag} {option}: write NAME=VALUE, for example {example}")
-        pairs[kind] = setting
-    return pairs
-
-
-def read_settings(options: Sequence[str] | None) -> dict[str, Setting]:
-    """Settings of a program from NAME=VALUE: numbers are read as such."""
-    return {name: _setting(text) for name, text in _pairs(options, "--option").items()}
-
-
-def _setting(text: str) -> Setting:
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _number(text: str, flag: str) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sptrace import photo, picture, runtime
+from sptrace.cli.settings import read_settings
 from sptrace.errors import SptraceError
 from sptrace.files import replacing, require_writable
 from sptrace.runtime import Explainer, Explanation
@@ -30,6 +32,12 @@ def explain(
         str, typer.Option(help="The class to explain: index, name, or auto for the most probable.")
     ] = "auto",
     top: Annotated[int, typer.Option(min=1, help="Explain that many of the most probable classes.")] = 1,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="A run-time setting of the program, e.g. steps=10 of an ascent."
+        ),
+    ] = None,
     provider: Annotated[
         str, typer.Option(help="onnxruntime execution provider, for example CUDAExecutionProvider.")
     ] = "CPUExecutionProvider",
@@ -45,6 +53,7 @@ def explain(
         raise SptraceError(
             "--top explains the most probable classes: leave out --target, or say --target auto"
         )
+    settings = read_settings(option)
     _require_outputs(photograph, output, save_npz)
     progress = Console(stderr=True)
     with progress.status("loading the artifact"):
@@ -55,7 +64,7 @@ def explain(
         seen, image = photo.crop(original, preprocessing), photo.prepare(original, preprocessing)
     with progress.status("explaining"):
         start = time.perf_counter()
-        explanation = _explain(explainer, image, target, top)
+        explanation = _explain(explainer, image, target, top, settings)
         seconds = time.perf_counter() - start
     with progress.status("drawing"):
         _draw(explainer, explanation, seen, output)
@@ -83,15 +92,17 @@ def _require_outputs(photograph: Path, output: Path, numbers: Path | None) -> No
         require_writable(numbers)
 
 
-def _explain(explainer: Explainer, image: NDArray[np.float32], target: str, top: int) -> Explanation:
+def _explain(
+    explainer: Explainer, image: NDArray[np.float32], target: str, top: int, settings: Mapping[str, Any]
+) -> Explanation:
     """One sample per explained class, the most probable first."""
     if target != "auto":
-        return explainer.explain(image, int(target) if target.isdecimal() else target)
-    first = explainer.explain(image)
+        return explainer.explain(image, int(target) if target.isdecimal() else target, **settings)
+    first = explainer.explain(image, **settings)
     others = np.argsort(-first.logits[0], kind="stable")[1:top]
     if len(others) == 0:
         return first
-    rest = explainer.explain(image.repeat(len(others), axis=0), others)
+    rest = explainer.explain(image.repeat(len(others), axis=0), others, **settings)
     return Explanation(
         attribution=np.concatenate([first.attribution, rest.attribution]),
         logits=np.concatenate([first.logits, rest.logits]),

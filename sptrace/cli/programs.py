@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+from collections.abc import Mapping
 
-from sptrace.programs import PROGRAMS
+import typer
+
+from sptrace.programs import PROGRAMS, Option
 
 
 def programs() -> None:
-    """List the programs, where they are defined, and their options."""
-    table = Table("program", "what it computes", "source", "options (default; * also at run time)", box=None)
+    """List the programs: what they compute, where they are defined, and their options."""
+    width = max(map(len, PROGRAMS))
     for name, kind in PROGRAMS.items():
-        options = ", ".join(
-            f"{option}{'*' if about.at_run_time else ''}={about.default}" for option, about in kind.options.items()
-        )
-        table.add_row(name, kind.summary, kind.source, options)
-    Console(highlight=False, markup=False, emoji=False).print(table)
+        typer.echo(f"{name:{width}}  {kind.summary} [{kind.source}]{_options(kind.options)}")
+    typer.echo("\nOptions with * can also be given to `sptrace explain`: --option NAME=VALUE.")
+
+
+def _options(options: Mapping[str, Option]) -> str:
+    listed = (f"{name}{'*' if about.at_run_time else ''}={about.default}" for name, about in options.items())
+    return f" ({', '.join(listed)})" if options else ""

@@ -20,9 +20,10 @@ from sptrace.assemble import assemble
 from sptrace.capture import capture
 from sptrace.emission import EMITTERS, emit
 from sptrace.errors import UnsupportedError
+from sptrace.graph import Target
 from sptrace.softening import Softening
 
-aten = torch.ops.aten
+NEG: Target = torch.ops.aten.neg.default
 
 SIZE = (15, 17)
 
@@ -88,7 +89,9 @@ def test_versions(proto: onnx.ModelProto) -> None:
 
 def test_nodes_are_named_after_the_modules_they_come_from(network: nn.Module, proto: onnx.ModelProto) -> None:
     paths = {path for path, _ in network.named_modules() if path}
-    forward, adjoint, other = [], [], []
+    forward: list[onnx.NodeProto] = []
+    adjoint: list[onnx.NodeProto] = []
+    other: list[onnx.NodeProto] = []
     for node in proto.graph.node:
         origin, _, op = node.name.rpartition("/")
         assert op.partition("_")[0] == node.op_type or node.op_type == "Identity"
@@ -213,13 +216,13 @@ def refusal(module: torch.fx.GraphModule) -> str:
 
 def test_an_op_without_an_emitter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     module = compile_pullback(Op(torch.neg), numbers(2, 3, 4, 5))
-    monkeypatch.delitem(EMITTERS, aten.neg.default)
+    monkeypatch.delitem(EMITTERS, NEG)
     assert refusal(module).startswith("there is no ONNX emitter for aten.neg.default (")
 
 
 def test_an_argument_that_an_emitter_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     module = compile_pullback(Op(torch.neg), numbers(2, 3, 4, 5))
-    monkeypatch.setitem(EMITTERS, aten.neg.default, lambda onnx, node, x, base: onnx.op("Neg", x))
+    monkeypatch.setitem(EMITTERS, NEG, lambda onnx, node, x, base: onnx.op("Neg", x))
     message = refusal(module)
     assert message.startswith("the ONNX emitter for aten.neg.default (")
     assert message.endswith(") does not cover its arguments: missing a required argument: 'base'")
@@ -227,6 +230,6 @@ def test_an_argument_that_an_emitter_does_not_know_is_refused(monkeypatch: pytes
 
 def test_another_dtype_is_refused() -> None:
     module = compile_pullback(Op(torch.neg), numbers(2, 3, 4, 5))
-    neg = next(node for node in module.graph.nodes if node.target == aten.neg.default)
+    neg = next(node for node in module.graph.nodes if node.target == NEG)
     neg.meta["values"] = tuple(tensor.double() for tensor in neg.meta["values"])
     assert re.fullmatch(r"'neg' \(.*\) is float64: use one of float32, int64, bool", refusal(module))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def test_max_pool_of_maps_without_channels() -> None:
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize("size", [(7, 8), (6, 5), (4, 9)], ids=str)
 def test_average_pool(size: tuple[int, int], ceil_mode: bool, count_include_pad: bool) -> None:
-    shapes = [
+    shapes: list[tuple[Any, Any, Any]] = [
         (2, 2, 0),
         (3, 1, 1),
         (3, 2, 0),
@@ -193,7 +194,7 @@ def test_average_pool_without_padding_is_exact() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"padding": 1}, {"padding": 1, "ceil_mode": True}], ids=str)
-def test_average_pool_with_a_divisor(options: dict[str, int]) -> None:
+def test_average_pool_with_a_divisor(options: dict[str, Any]) -> None:
     pool = nn.AvgPool2d((2, 3), (2, 1), divisor_override=5, **options)
     check_linear(Op(pool), 2, 5, 6, tolerance=ROUNDED)
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from sptrace import passes
 from sptrace.capture import capture
 from sptrace.errors import UnsupportedError
-from sptrace.graph import placeholder
+from sptrace.graph import Target, placeholder
 from sptrace.pullback import TABLE, pull_back
 from sptrace.pullback.table import Cotangents, Pull
 from sptrace.softening import Softening
@@ -97,7 +97,8 @@ def test_an_op_with_several_outputs_gets_a_cotangent_for_each_that_is_read(
         return first + 2 * last + first.flip(1)
 
     read: dict[int, fx.Node] = {}
-    monkeypatch.setitem(TABLE, aten.unbind.int, unbind)
+    target: Target = aten.unbind.int
+    monkeypatch.setitem(TABLE, target, unbind)
     image, cotangent = numbers(2, 3, 4, 5), numbers(2, 20, seed=1)
     module = capture(Op(body), image)
     passes.remove_identities(module)  # not all passes, or there might be no such op any more
@@ -109,14 +110,15 @@ def test_an_op_with_several_outputs_gets_a_cotangent_for_each_that_is_read(
 
 def test_pulls_back_to_any_node() -> None:
     """The cotangent of a hidden layer, of which Grad-CAM is made."""
-    network = randomized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 5))).eval()
+    first, rest = nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(24, 5))
+    network = randomized(nn.Sequential(first, rest)).eval()
     image, cotangent = numbers(2, 3, 4, 5), numbers(2, 5, seed=1)
     module = capture(network, image)
     passes.soften(module, Softening("hard"))
     hidden = next(node for node in module.graph.nodes if node.target == aten.conv2d.default)
 
-    leaf = network[0](image).detach().requires_grad_()
-    (expected,) = torch.autograd.grad(network[1:](leaf), leaf, cotangent)
+    leaf = first(image).detach().requires_grad_()
+    (expected,) = torch.autograd.grad(rest(leaf), leaf, cotangent)
     torch.testing.assert_close(pull_back_in_place(module, hidden, cotangent)(image), expected)
 
 
