@@ -36,8 +36,8 @@ def canonicalize_copies(module: fx.GraphModule) -> int:
 
 
 def _repeat(builder: GraphBuilder, node: fx.Node, x: fx.Node, times: Sequence[int | fx.Node]) -> fx.Node:
-    leading = value(node).ndim - value(x).ndim
-    sizes = [1] * leading + shape(x)
+    sizes = [1] * (value(node).ndim - value(x).ndim) + shape(x)
+    times = [1] * (len(sizes) - len(times)) + list(times)
     apart: list[int] = []
     wanted: list[int | fx.Node] = []
     for size, count in zip(sizes, times, strict=True):

@@ -16,7 +16,7 @@ aten = torch.ops.aten
 def canonicalize_indexing(module: fx.GraphModule) -> int:
     """Rewrite; returns how many.
 
-    1. index(x, [None, i]) with a constant i, also of several dimensions or a mask  ->  index_select, reshape
+    1. index(x, [None, i]) with a constant i, also of several dimensions  ->  index_select, reshape
     2. index(x, [None, i, j]), neighbours                                           ->  the two as one dimension
     3. unfold(x, dim, size, step)                    ->  index_select of all windows, reshape
     4. im2col(x, kernel ...)                         ->  conv2d with one output a cell of the kernel
@@ -44,10 +44,6 @@ def _index(builder: GraphBuilder, node: fx.Node, x: fx.Node, given: Sequence[fx.
             "neighbours: use constant indices, one after another"
         )
     places = [parameter(builder.module, index) for index in indices]
-    if any(place.dtype == torch.bool for place in places):
-        if len(places) > 1 or places[0].ndim > 1:
-            raise UnsupportedError(f"{node.target} takes a mask of several dimensions: use indices")
-        places = [places[0].nonzero().flatten()]
     sizes = static_shape(x, dims)
     joint = torch.zeros((), dtype=torch.int64)
     for place, size in zip(places, sizes, strict=True):

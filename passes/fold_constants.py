@@ -12,8 +12,20 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from sptrace.errors import UnsupportedError
-from sptrace.graph import BATCHES, GraphBuilder, parameter, shape
+from sptrace.graph import BATCHES, GraphBuilder, Target, parameter, shape
 from sptrace.passes.canonicalize_copies import expanded
+
+aten = torch.ops.aten
+
+SHAPED_ALIKE: set[Target] = {
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+}
+"""Ops that read the shape or dtype of their first argument, not its numbers."""
 
 Values = tuple[Any, ...]
 """What a node gives at each of `BATCHES`; the very same object if the batch does not matter."""
@@ -23,7 +35,8 @@ def fold_constants(module: fx.GraphModule) -> int:
     """Replace tensors that are computed from constants alone by their values; returns how many ops that took.
 
     1. i = arange(49); t = index(table, [i]); y = add(x, t)        ->  y = add(x, get_attr("folded"))
-    2. m = ones([n, 1, 9, 9], bool); y = attention(q, k, v, m)     ->  m = expand(get_attr("folded"), [n, 1, 9, 9])
+    2. new_zeros(image, [7, 7]), zeros_like(y)                     ->  get_attr, for they read no numbers
+    3. m = ones([n, 1, 9, 9], bool); y = attention(q, k, v, m)     ->  m = expand(get_attr("folded"), [n, 1, 9, 9])
 
     It runs the constant part of the network in its own order, so that a constant may also be made in place (a mask
     filled piece by piece); a reader gets the value of its own moment. A value that is the same for every picture of
@@ -83,8 +96,7 @@ class _Run:
         elif node.op == "call_function" and isinstance(node.meta["values"][0], int):
             self.known[node] = node.meta["values"]
         elif node.op == "call_function" and self._is_constant(node):
-            inputs = [self.known[argument] for argument in node.all_input_nodes]
-            if all(values[0] is values[1] or _same_number(values) for values in inputs):
+            if -1 not in _sizes(node) and all(self._is_same(argument) for argument in node.all_input_nodes):
                 self.known[node] = (self._run(node, 0),) * len(BATCHES)
             else:
                 self.known[node] = tuple(self._run(node, index) for index in range(len(BATCHES)))
@@ -93,6 +105,9 @@ class _Run:
         return True
 
     def _is_constant(self, node: fx.Node) -> bool:
+        if node.target in SHAPED_ALIKE:
+            # Only the tensor itself may be unknown: of that they read no numbers.
+            return all(argument in self.known for argument in node.all_input_nodes if argument is not node.args[0])
         if not all(argument in self.known for argument in node.all_input_nodes):
             return False
         if not isinstance(node.target, OpOverload):
@@ -112,11 +127,20 @@ class _Run:
             return node.target(*args, **kwargs)
 
     def _value(self, index: int, node: fx.Node) -> Any:
-        return self.known[node][index]
+        if node in self.known:
+            return self.known[node][index]
+        return torch.zeros_like(node.meta["values"][index], device="cpu")
+
+    def _is_same(self, node: fx.Node) -> bool:
+        """Is the value the same whatever the size of the batch?"""
+        if node not in self.known:
+            return True
+        first, second = self.known[node]
+        return first is second or (not isinstance(first, Tensor | tuple | list) and bool(first == second))
 
 
-def _same_number(values: Values) -> bool:
-    return not isinstance(values[0], Tensor | tuple | list) and values[0] == values[1]
+def _sizes(node: fx.Node) -> list[int]:
+    return shape(node) if isinstance(node.meta["values"][0], Tensor) else []
 
 
 def _for_every_picture(node: fx.Node, values: Values) -> Tensor | None:

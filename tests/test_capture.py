@@ -354,10 +354,13 @@ def test_a_network_that_gives_something_else(answer: Callable[[Tensor], Any], me
     "network", [classifier(), Branch().eval(), Returns(lambda x: x.reshape(2, -1)).eval()]
 )
 def test_nothing_is_printed_or_logged(
-    network: nn.Module, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    network: nn.Module,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whether it succeeds or fails, and logging works as before afterwards."""
-    level = logging.root.manager.disable
+    monkeypatch.setattr(logging.root.manager, "disable", logging.DEBUG)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
@@ -367,4 +370,4 @@ def test_nothing_is_printed_or_logged(
     assert capfd.readouterr() == ("", "")
     # torch's machine-readable trace goes to files of its own, if anywhere.
     assert [record for record in caplog.records if not record.name.startswith("torch.__trace")] == []
-    assert logging.root.manager.disable == level
+    assert logging.root.manager.disable == logging.DEBUG

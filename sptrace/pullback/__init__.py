@@ -12,6 +12,7 @@ from sptrace.pullback import (
     pooling,
     reductions,
     sampling,
+    selection,
     shape,
     smooth_gates,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "pull_back",
     "reductions",
     "sampling",
+    "selection",
     "shape",
     "smooth_gates",
 ]

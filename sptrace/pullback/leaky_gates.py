@@ -52,7 +52,7 @@ def elu(
         return
     assert tau is not None
     # exp(t) - 1 = tanh(t / 2) (exp(t) + 1), which loses nothing near 0.
-    t = (x * input_scale).clamp(high=-1e-6)
+    t = (x * input_scale).clamp(high=-1e-12)
     below = (t * 0.5).tanh() * (t.exp() + 1) / t * (alpha * input_scale)
     yield z, (cotangent * _blend(x, below, tau)).node
 

@@ -1,0 +1,151 @@
+"""Architectures without weights: what the coverage sweep compiles.
+
+Weights are random but sane (activations keep their scale through the layers), the same on every machine.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from sptrace.errors import SptraceError
+
+SOURCES = ("torchvision", "timm", "transformers")
+
+# Hugging Face's names: the class of the classifier and of its configuration, without their common suffixes.
+TRANSFORMERS = {
+    "vit": "ViT",
+    "deit": "DeiT",
+    "swin": "Swin",
+    "convnext": "ConvNext",
+    "beit": "Beit",
+    "dinov2": "Dinov2",
+    "resnet": "ResNet",
+    "mobilenet_v2": "MobileNetV2",
+    "segformer": "Segformer",
+    "pvt": "Pvt",
+}
+_SMALL = (
+    "test",
+    "atto",
+    "femto",
+    "pico",
+    "zepto",
+    "nano",
+    "xxs",
+    "xxtiny",
+    "xs",
+    "tiny",
+    "_s",
+    "small",
+    "b0",
+    "18",
+    "050",
+)
+
+
+def names(source: str) -> list[str]:
+    """The architectures of a source: all classifiers of torchvision, one of every module of timm, ours of transformers.
+
+    Raises:
+        SptraceError: there is no such source, or its library is not installed.
+    """
+    if source not in SOURCES:
+        raise SptraceError(f"there is no source {source!r}: use one of {', '.join(SOURCES)}")
+    try:
+        if source == "torchvision":
+            import torchvision
+
+            return [str(name) for name in torchvision.models.list_models(module=torchvision.models)]
+        if source == "timm":
+            import timm
+
+            return sorted(
+                {_smallest(timm.list_models(module=module)) for module in timm.list_modules()} - {""}
+            )
+        import transformers
+
+        return [name for name in TRANSFORMERS if hasattr(transformers, f"{TRANSFORMERS[name]}Config")]
+    except ModuleNotFoundError as error:
+        raise SptraceError(f"the package {error.name} is not installed: pip install {error.name}") from error
+
+
+def _smallest(architectures: list[str]) -> str:
+    """By its name: the one that is called small, else the one with the smallest numbers in it."""
+
+    def rank(name: str) -> tuple[int, int, int, str]:
+        small = next((place for place, word in enumerate(_SMALL) if word in name), len(_SMALL))
+        return small, sum(int(number) for number in re.findall(r"\d+", name)), len(name), name
+
+    return min(architectures, key=rank, default="")
+
+
+def build(source: str, name: str) -> tuple[nn.Module, int]:
+    """An untrained network in eval mode with random weights, and the height and width of its input."""
+    module, size = _BUILDERS[source](name)
+    fill(module)
+    return module.eval().requires_grad_(False), size
+
+
+def fill(module: nn.Module) -> None:
+    """Overwrite all floating point parameters and buffers by random numbers that depend on their names alone."""
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if tensor.is_floating_point():
+                draw = np.random.default_rng(zlib.crc32(name.encode()))
+                tensor.copy_(torch.from_numpy(_random(draw, name, tuple(tensor.shape))))
+
+
+def _random(draw: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    leaf = name.rpartition(".")[2]
+    if leaf == "running_var":
+        values = draw.uniform(0.5, 1.5, shape)
+    elif len(shape) >= 2:
+        values = draw.standard_normal(shape) * np.sqrt(1.5 / np.prod(shape[1:]))
+    elif leaf in (
+        "weight",
+        "gamma",
+        "scale",
+        "lambda1",
+        "lambda2",
+    ):  # norms and the scales of residual branches
+        values = draw.uniform(0.4, 0.8, shape)
+    else:
+        values = 0.1 * draw.standard_normal(shape)
+    return np.asarray(values, dtype=np.float32)
+
+
+def _torchvision(name: str) -> tuple[nn.Module, int]:
+    from torchvision.models import get_model, get_model_weights
+
+    auxiliary = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return get_model(name, weights=None, **auxiliary), get_model_weights(name).DEFAULT.transforms().crop_size[
+        0
+    ]
+
+
+def _timm(name: str) -> tuple[nn.Module, int]:
+    import timm
+
+    module = timm.create_model(name, pretrained=False)
+    return module, timm.data.resolve_model_data_config(module)["input_size"][-1]
+
+
+def _transformers(name: str) -> tuple[nn.Module, int]:
+    import transformers
+
+    configuration = getattr(transformers, f"{TRANSFORMERS[name]}Config")()
+    network = getattr(transformers, f"{TRANSFORMERS[name]}ForImageClassification")(configuration)
+    return network, int(getattr(configuration, "image_size", 224) or 224)
+
+
+_BUILDERS: dict[str, Callable[[str], tuple[nn.Module, int]]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "transformers": _transformers,
+}

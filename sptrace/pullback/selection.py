@@ -1,0 +1,32 @@
+"""Choosing between numbers: the chosen one gets the cotangent, and what decided gets none."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from sptrace.graph import value
+from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
+
+Operand = fx.Node | float
+
+
+@adjoint(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther)
+def where(pull: Pull, v: fx.Node, y: fx.Node, condition: fx.Node, a: Operand, b: Operand) -> Cotangents:
+    """y = a where the condition holds, else b."""
+    yield condition, None
+    if isinstance(a, fx.Node) and pull.needs(a):
+        yield a, pull.unbroadcast(pull.call(aten.where.ScalarOther, condition, v, 0.0), a)
+    if isinstance(b, fx.Node) and pull.needs(b):
+        yield b, pull.unbroadcast(pull.call(aten.where.ScalarSelf, condition, 0.0, v), b)
+
+
+@adjoint(aten.maximum.default, aten.minimum.default)
+def extremum(pull: Pull, v: fx.Node, y: fx.Node, a: fx.Node, b: fx.Node) -> Cotangents:
+    """y = max(a, b) or min(a, b); equal numbers share v, as in PyTorch."""
+    shares = []
+    for x in (a, b):
+        shares.append(pull.call(aten.to.dtype, pull.call(aten.eq.Tensor, x, y), value(v).dtype))
+    each = pull.call(aten.div.Tensor, v, pull.call(aten.add.Tensor, *shares))
+    for x, share in zip((a, b), shares, strict=True):
+        if pull.needs(x):
+            yield x, pull.unbroadcast(pull.call(aten.mul.Tensor, each, share), x)

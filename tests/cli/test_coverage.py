@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from sptrace.cli import coverage, main
+
+
+def rows(path: Path) -> dict[str, dict[str, str]]:
+    with path.open(newline="") as file:
+        return {row["network"]: row for row in csv.DictReader(file)}
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(["coverage", *(str(argument) for argument in arguments)])
+    return int(exit_.value.code or 0)
+
+
+@pytest.mark.slow
+def test_a_sweep_and_its_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "coverage.csv"
+    assert run("--match", "squeezenet1_1", "-o", table) == 0
+    first = rows(table)["squeezenet1_1"]
+    assert first["compiled"] == "yes"
+    assert 0 < float(first["error"]) < 1e-5
+    assert float(first["seconds"]) > 0
+    assert int(first["nodes"]) > 100
+    assert 4 < float(first["megabytes"]) < 6
+    # The second sweep has only the rest to do.
+    compiled = []
+
+    def compile_one(source: str, name: str, *options: object) -> dict[str, str]:
+        compiled.append(name)
+        return dict.fromkeys(coverage.COLUMNS, "") | {
+            "source": source,
+            "network": name,
+            "compiled": "no",
+            "why": "x",
+        }
+
+    monkeypatch.setattr(coverage, "_compile_one", compile_one)
+    assert run("--match", "squeezenet", "-o", table) == 0
+    assert compiled == ["squeezenet1_0"]
+    assert rows(table)["squeezenet1_1"] == first
+    assert rows(table)["squeezenet1_0"]["why"] == "x"
+
+
+def test_a_network_that_fails_or_hangs_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "ONE", "raise RuntimeError('no such luck')")
+    assert (
+        coverage._compile_one("torchvision", "resnet18", "soft_pullback", 1, 60)["why"]
+        == "RuntimeError: no such luck"
+    )
+    monkeypatch.setattr(coverage, "ONE", "import time; time.sleep(60)")
+    row = coverage._compile_one("torchvision", "resnet18", "soft_pullback", 1, 0.5)
+    assert (row["compiled"], row["why"]) == ("no", "took more than 0.5 s")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("-o", "table.txt"), "end its name in .csv"),
+        (("-o", "absent/table.csv"), "does not exist"),
+        (("-o", "table.csv", "--source", "keras"), "there is no source 'keras'"),
+        (("-o", "other.csv"), "is no table of `sptrace coverage`"),
+    ],
+)
+def test_mistakes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    assert run(*arguments) == 2
+    errors = capsys.readouterr().err
+    assert complaint in errors
+    assert len(errors.strip().splitlines()) == 1
