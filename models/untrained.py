@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,8 +133,8 @@ def _torchvision(name: str) -> tuple[nn.Module, int]:
 def _timm(name: str) -> tuple[nn.Module, int]:
     import timm
 
-    module = timm.create_model(name, pretrained=False)
-    return module, timm.data.resolve_model_data_config(module)["input_size"][-1]
+    module: Any = timm.create_model(name, pretrained=False)
+    return module, int(module.default_cfg["input_size"][-1])
 
 
 def _transformers(name: str) -> tuple[nn.Module, int]:

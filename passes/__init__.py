@@ -79,8 +79,8 @@ def run(pipeline: tuple[Pass, ...], module: fx.GraphModule) -> None:
 __all__ = [
     "LOWER",
     "PREPARE",
-    "Pass",
     "TIDY",
+    "Pass",
     "canonicalize_compositions",
     "canonicalize_convolutions",
     "canonicalize_copies",

@@ -85,8 +85,8 @@ def _pair(
         ]
         matrices.append(builder.reshape(turned, [*outer, *inner]))
     product = builder.call(aten.matmul.default, *matrices)
-    letters = [*batch, *rows, *columns]
-    return "".join(letters), builder.reshape(product, [sizes[letter] for letter in letters])
+    result = [*batch, *rows, *columns]
+    return "".join(result), builder.reshape(product, [sizes[letter] for letter in result])
 
 
 def _joint(node: fx.Node, start: int, count: int) -> int:

@@ -35,7 +35,8 @@ def canonicalize_synonyms(module: fx.GraphModule) -> int:
     1. multiply(x, y), concat([x, y], 1), clip(x, 0, 6) ...  ->  mul(x, y), cat([x, y], 1), clamp(x, 0, 6) ...
     2. expand_as(x, y)                                       ->  expand(x, the shape of y)
     3. narrow(x, dim, start, length)                         ->  slice(x, dim, start, start + length)
-    4. movedim(x, from, to), numpy_T(x), mT(x)               ->  permute(x, the order of the dimensions)
+    4. movedim(x, from, to), numpy_T(x)                      ->  permute(x, the order of the dimensions)
+    5. mT(x)                                                 ->  transpose(x, -2, -1)
     """
     builder = GraphBuilder(module)
     count = 0

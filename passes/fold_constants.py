@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -107,7 +107,9 @@ class _Run:
     def _is_constant(self, node: fx.Node) -> bool:
         if node.target in SHAPED_ALIKE:
             # Only the tensor itself may be unknown: of that they read no numbers.
-            return all(argument in self.known for argument in node.all_input_nodes if argument is not node.args[0])
+            return all(
+                argument in self.known for argument in node.all_input_nodes if argument is not node.args[0]
+            )
         if not all(argument in self.known for argument in node.all_input_nodes):
             return False
         if not isinstance(node.target, OpOverload):
@@ -145,7 +147,7 @@ def _sizes(node: fx.Node) -> list[int]:
 
 def _for_every_picture(node: fx.Node, values: Values) -> Tensor | None:
     """The value, with size 1 wherever the size depends on the batch; None if the pictures' values differ."""
-    first, second = values
+    first, second = (cast(Tensor, value) for value in values)
     if first is second:
         return first
     for dim, size in enumerate(shape(node)):

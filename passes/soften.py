@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
@@ -104,16 +104,20 @@ def _silu(z: fx.Node) -> tuple[str, Target, tuple[Any, ...]]:
 def _product(a: fx.Node, b: fx.Node | float) -> tuple[str, Target, tuple[Any, ...]] | None:
     """x sigmoid(x) is a SiLU written out, x sigmoid(c x) a quick GELU. All other products gate nothing."""
     for x, factor in ((a, b), (b, a)):
-        if not isinstance(factor, fx.Node) or factor.target != aten.sigmoid.default:
+        if not isinstance(x, fx.Node) or not _calls(factor, aten.sigmoid.default):
             continue
-        z = factor.args[0]
-        if z is x:
-            return _silu(z)
-        scaled = isinstance(z, fx.Node) and z.target in (aten.mul.Tensor, aten.mul.Scalar)
-        if scaled and x in z.args and all(arg is x or isinstance(arg, float | int) for arg in z.args):
-            (sharpness,) = (arg for arg in z.args if arg is not x)
-            return "quick_gelu", gates.silu, (x, float(sharpness))
+        inside = factor.args[0]
+        if inside is x:
+            return _silu(x)
+        if _calls(inside, aten.mul.Tensor, aten.mul.Scalar) and x in inside.args:
+            numbers = [number for number in inside.args if isinstance(number, float | int)]
+            if numbers:
+                return "quick_gelu", gates.silu, (x, float(numbers[0]))
     return None
+
+
+def _calls(argument: object, *targets: Target) -> TypeGuard[fx.Node]:
+    return isinstance(argument, fx.Node) and argument.target in targets
 
 
 def _gelu(z: fx.Node, *, approximate: str = "none") -> tuple[str, Target, tuple[Any, ...]]:

@@ -81,7 +81,7 @@ def _attend(
                 arguments = [softened.get(arg, arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
                 if node is softmax:
                     arguments[0] = builder.call(aten.mul.Tensor, node.args[0], 1 / rule.tau)
-                softened[node] = builder.call(node.target, *arguments, **node.kwargs)  # type: ignore[arg-type]
+                softened[node] = builder.call(node.target, *arguments, **node.kwargs)
     for product in products:
         first, second = product.args
         assert isinstance(first, fx.Node)

@@ -100,7 +100,8 @@ def resolve_target(builder: GraphBuilder, target: fx.Node, logits: fx.Node) -> f
 def _direction(module: fx.GraphModule, logits: fx.Node, objective: str) -> fx.Node:
     """Adds the input `target`; returns the direction that it names, float32 [N, classes].
 
-    That is 1 at the target and 0 elsewhere for its logit; for its log-probability the softmax of the logits is subtracted.
+    That is 1 at the target and 0 elsewhere for its logit; for its log-probability the softmax of the logits is
+    subtracted.
     """
     graph, builder = module.graph, GraphBuilder(module)
     image = placeholder(graph, "image")

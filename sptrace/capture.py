@@ -175,7 +175,9 @@ def _import_graph(exported: ExportedProgram) -> fx.GraphModule:
 def _propagate(node: fx.Node) -> None:
     try:
         propagate(node)
-    except Exception as error:  # whatever an op raises that needs the numbers of a tensor, and not only its shape
+    except (
+        Exception
+    ) as error:  # whatever an op raises that needs the numbers of a tensor, and not only its shape
         where = node.meta.get("source", "source unknown")
         raise UnsupportedError(
             f"the sizes or numbers that {node.target} gives depend on the values of a tensor ({where}), "
@@ -209,8 +211,8 @@ def _logits(exported: ExportedProgram, output: fx.Node) -> fx.Node:
 
 def _named_logits(exported: ExportedProgram, output: fx.Node) -> list[fx.Node]:
     """Of several results the one called logits, in an object or a mapping; else all of them."""
-    results = list(output.args[0])
-    answer = tree_unflatten(results, exported.call_spec.out_spec)  # type: ignore[arg-type]
+    results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    answer = tree_unflatten(results, exported.call_spec.out_spec)
     logits = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
     chosen = [logits] if isinstance(logits, fx.Node) else results
     return [node for node in chosen if isinstance(node, fx.Node)]

@@ -105,7 +105,12 @@ def compile(
         weights="those of the module given to sptrace.compile",
     )
     return compile_network(
-        network, example, program=program, softening=Softening.of(softening), options=options, progress=progress
+        network,
+        example,
+        program=program,
+        softening=Softening.of(softening),
+        options=options,
+        progress=progress,
     )
 
 

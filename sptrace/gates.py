@@ -100,7 +100,9 @@ def rms_norm(
     return torch.nn.functional.rms_norm(x, normalized_shape, weight, eps)
 
 
-def attend(matrix: Tensor, softened: Tensor, value: Tensor, left: bool, *, rule: str, tau: float | None) -> Tensor:
+def attend(
+    matrix: Tensor, softened: Tensor, value: Tensor, left: bool, *, rule: str, tau: float | None
+) -> Tensor:
     """The product of an attention matrix and a value: matrix @ value if `left`, else value @ matrix.
 
     `softened` is the matrix at another temperature, which only the pullback reads.

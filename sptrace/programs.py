@@ -82,7 +82,9 @@ _ASCENT: Mapping[str, Option] = {
 _NOISE: Mapping[str, Option] = {"samples": _SAMPLES, "sigma": _SIGMA, "seed": _SEED}
 _PATH: Mapping[str, Option] = {
     "samples": _SAMPLES,
-    "baseline": Option(0.0, "the picture that the path starts from: one value for all pixels", _is_number, "a number", True),
+    "baseline": Option(
+        0.0, "what the path starts from: one value for all pixels", _is_number, "a number", True
+    ),
 }
 
 PAPER = "arXiv 2507.22832"
@@ -133,12 +135,18 @@ class ProgramKind:
         """
         rounds = {"steps": 1 if hard else 2, "samples": 2}
         return {
-            name: min(setting, rounds[name]) if name in rounds else setting for name, setting in settings.items()
+            name: min(setting, rounds[name]) if name in rounds else setting
+            for name, setting in settings.items()
         }
 
 
 def _soft_and_hard(
-    soft: str, hard: str, summary: str, source: tuple[str, str], options: Mapping[str, Option], tolerance: float
+    soft: str,
+    hard: str,
+    summary: str,
+    source: tuple[str, str],
+    options: Mapping[str, Option],
+    tolerance: float,
 ) -> dict[str, ProgramKind]:
     """A program with soft gates, and its twin with hard ones."""
     return {
@@ -149,8 +157,12 @@ def _soft_and_hard(
 
 PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
     {
-        "soft_pullback": ProgramKind("the pullback nu(x) of the target's logit, gates softened", f"{PAPER}, section 3"),
-        "gradient": ProgramKind("the same with hard gates: the gradient", "Simonyan et al., arXiv 1312.6034", "hard"),
+        "soft_pullback": ProgramKind(
+            "the pullback nu(x) of the target's logit, gates softened", f"{PAPER}, section 3"
+        ),
+        "gradient": ProgramKind(
+            "the same with hard gates: the gradient", "Simonyan et al., arXiv 1312.6034", "hard"
+        ),
         "guided_backprop": ProgramKind(
             "the gradient, with negative cotangents dropped at every ReLU",
             "Springenberg et al., arXiv 1412.6806",
@@ -159,7 +171,9 @@ PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
         "double_pullback": ProgramKind(
             "nu(x + alpha nu(x)): the pullback where the pullback points to",
             PAPER,
-            options={"alpha": Option(2.0, "how far it is followed", _is_number, "a number", at_run_time=True)},
+            options={
+                "alpha": Option(2.0, "how far it is followed", _is_number, "a number", at_run_time=True)
+            },
         ),
         **_soft_and_hard(
             "pullback_ascent",

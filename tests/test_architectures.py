@@ -30,7 +30,10 @@ NETWORKS = [
         id="shifted windows, masks, relative positions",
     ),
     pytest.param(
-        "timm", "cait_xxs24_224", {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64}, id="talking heads"
+        "timm",
+        "cait_xxs24_224",
+        {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64},
+        id="talking heads",
     ),
     pytest.param("timm", "poolformer_s12", {"layers": (1, 1, 1, 1)}, id="group norm"),
     pytest.param("timm", "edgenext_xx_small", {"depths": (1, 1, 1, 1)}, id="attention between channels"),

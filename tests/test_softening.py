@@ -79,7 +79,7 @@ def test_it_cannot_be_changed() -> None:
         ({"preset": "soft"}, "there is no softening preset 'soft': use one of paper, hard"),
         ({"tau": {"gate": 1.0}}, "there is no kind of gate 'gate': use one of relu, "),
         ({"rule": {"relu7": "phi"}}, "there is no kind of gate 'relu7': use one of relu, "),
-        ({"rule": {"relu": "softmax"}}, "relu has no rule 'softmax': use one of phi, sigmoid, hard"),
+        ({"rule": {"relu": "softmax"}}, "relu has no rule 'softmax': use one of phi, sigmoid, guided, hard"),
         ({"tau": {"relu": 0}}, "the temperature of relu must be a number above 0, not 0: rule 'hard' is"),
         ({"tau": {"relu": -1.0}}, "the temperature of relu must be a number above 0, not -1.0"),
         ({"tau": {"relu": float("nan")}}, "the temperature of relu must be a number above 0, not nan"),

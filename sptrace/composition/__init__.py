@@ -43,7 +43,7 @@ def compose(program: str, assembled: Assembled, settings: Mapping[str, Any]) -> 
         settings: all settings of the program.
 
     Returns:
-        Outputs: attribution, of the image's shape; logits [N, classes] of the image; further ones as the program defines.
+        Outputs: attribution, of the image's shape; logits [N, classes] of the image; what else the program defines.
     """
     module = BUILDERS[program](assembled, settings)
     for loop in [child for child in module.modules() if isinstance(child, Loop)]:

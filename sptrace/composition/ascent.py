@@ -96,7 +96,9 @@ def _norm(composer: Composer, x: fx.Node, at_least: float) -> fx.Node:
     return composer.call(aten.clamp_min.default, composer.call(aten.sqrt.default, squares), at_least)
 
 
-def _within_range(composer: Composer, moved: fx.Node, image: fx.Node, input_range: tuple[float, float]) -> fx.Node:
+def _within_range(
+    composer: Composer, moved: fx.Node, image: fx.Node, input_range: tuple[float, float]
+) -> fx.Node:
     """clamp(x + moved) - x, computed without subtracting pictures."""
     low, high = (composer.call(aten.rsub.Scalar, image, bound) for bound in input_range)
     return composer.call(aten.minimum.default, composer.call(aten.maximum.default, moved, low), high)

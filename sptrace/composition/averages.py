@@ -22,23 +22,25 @@ Vary = Callable[[Composer, fx.Node, fx.Node, fx.Node, fx.Node], fx.Node]
 
 
 def smooth(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
-    """Mean of nu(x + noise) over `samples` draws of normal noise of standard deviation `sigma` (run-time inputs both)."""
+    """Mean of nu(x + noise) over `samples` draws of normal noise of deviation `sigma`, run-time inputs both."""
 
     def noisy(composer: Composer, image: fx.Node, draw: fx.Node, samples: fx.Node, sigma: fx.Node) -> fx.Node:
         noise = normal(composer, draw, [1, *shape(image)[1:]], settings["seed"])
         return composer.call(aten.add.Tensor, image, composer.call(aten.mul.Tensor, noise, sigma))
 
-    composer, image, total, logits = _mean(assembled, noisy, settings, "sigma")
+    composer, _, total, logits = _mean(assembled, noisy, settings, "sigma")
     return composer.outputs(attribution=total, logits=logits)
 
 
 def integrated(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
-    """(x - baseline) times the mean of nu at the midpoints of `samples` stretches of the straight path from the baseline.
+    """(x - baseline) times the mean of nu at the midpoints of `samples` stretches of the path from the baseline.
 
-    `samples`, and `baseline` (one number for all pixels), are run-time inputs.
+    The path is straight. `samples`, and `baseline` (one number for all pixels), are run-time inputs.
     """
 
-    def between(composer: Composer, image: fx.Node, index: fx.Node, samples: fx.Node, base: fx.Node) -> fx.Node:
+    def between(
+        composer: Composer, image: fx.Node, index: fx.Node, samples: fx.Node, base: fx.Node
+    ) -> fx.Node:
         middle = composer.call(aten.add.Tensor, composer.call(aten.to.dtype, index, torch.float32), 0.5)
         share = composer.call(aten.div.Tensor, middle, composer.call(aten.to.dtype, samples, torch.float32))
         way = composer.call(aten.mul.Tensor, composer.call(aten.sub.Tensor, image, base), share)
@@ -53,7 +55,7 @@ def integrated(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphMod
 def _mean(
     assembled: Assembled, vary: Vary, settings: Mapping[str, Any], strength: str
 ) -> tuple[Composer, fx.Node, fx.Node, fx.Node]:
-    """The open graph, its image, the mean of the pullback over the pictures that `vary` makes, and the image's own logits."""
+    """The open graph, its image, the mean of the pullback over what `vary` makes, and the image's own logits."""
     composer = Composer(assembled)
     image, target = composer.image_and_target()
     count = composer.input("samples", number(torch.int64), settings["samples"])
@@ -67,7 +69,7 @@ def _mean(
 
 
 def _round(assembled: Assembled, vary: Vary) -> fx.GraphModule:
-    """Carried: the sum so far, the target, the image's logits. Fixed: the image, the number of samples, the strength."""
+    """Carried: the sum so far, the target, the image's logits. Fixed: image, number of samples, strength."""
     composer = Composer(assembled)
     index = composer.input("index", number(torch.int64))
     total = composer.input_like_pullbacks("total", "image")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,9 @@ class Composer(GraphBuilder):
 
     def input(self, name: str, values: Values, default: float | None = None) -> fx.Node:
         """An input of the graph; with a default it may be left out."""
-        node = self.graph.placeholder(name, default_value=inspect.Signature.empty if default is None else default)
+        node = self.graph.placeholder(
+            name, default_value=inspect.Signature.empty if default is None else default
+        )
         node.meta = {**self._meta, "values": values}
         return node
 

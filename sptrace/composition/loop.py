@@ -10,8 +10,8 @@ class Loop(nn.Module):
     """Runs a graph several times, feeding what it returns back into it.
 
     Arguments:
-        body: called as body(index, *carried, *fixed) with index int64 [], the number of the round; returns the tuple of the
-            new `carried`, in the same shapes.
+        body: called as body(index, *carried, *fixed) with index int64 [], the number of the round; returns the new
+            `carried` as a tuple, in the same shapes.
         carried: how many tensors are carried from round to round.
     """
 

@@ -1,8 +1,8 @@
 """Normal noise from integer arithmetic: the same numbers on every runtime, provider and machine, run after run.
 
-Every element has a counter: its position in the tensor plus the tensor's size times the number of the draw. The counter is
-scrambled by a few squarings modulo the prime 2^31 - 1, all exact in int64, into two uniform numbers, and those become one
-normal number (Box and Muller). ONNX's own random ops give other numbers on every runtime, and on every run.
+Every element has a counter: its position in the tensor plus the tensor's size times the number of the draw. The
+counter is scrambled by a few squarings modulo the prime 2^31 - 1, all exact in int64, into two uniform numbers, and
+those become one normal number (Box and Muller). ONNX's own random ops give other numbers on every runtime and run.
 """
 
 from __future__ import annotations

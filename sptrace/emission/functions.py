@@ -34,18 +34,6 @@ for _target, _op_type in UNARY.items():
     _register(_target, _op_type)
 
 
-@emits(aten.maximum.default)
-def maximum(onnx: OnnxBuilder, node: fx.Node, a: fx.Node, b: fx.Node) -> ir.Value:
-    """Max."""
-    return onnx.op("Max", a, b)
-
-
-@emits(aten.minimum.default)
-def minimum(onnx: OnnxBuilder, node: fx.Node, a: fx.Node, b: fx.Node) -> ir.Value:
-    """Min."""
-    return onnx.op("Min", a, b)
-
-
 @emits(aten.rsqrt.default)
 def rsqrt(onnx: OnnxBuilder, node: fx.Node, x: fx.Node) -> ir.Value:
     """Reciprocal of Sqrt."""

@@ -69,5 +69,7 @@ def softplus(
     return onnx.op("Mul", outer, onnx.operand(1 / beta, value(z).dtype))
 
 
-def _times(onnx: OnnxBuilder, operand: ir.Value | fx.Node, factor: float, like: fx.Node) -> ir.Value | fx.Node:
+def _times(
+    onnx: OnnxBuilder, operand: ir.Value | fx.Node, factor: float, like: fx.Node
+) -> ir.Value | fx.Node:
     return operand if factor == 1 else onnx.op("Mul", operand, onnx.operand(factor, value(like).dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import cast
 
 import onnx_ir as ir
 from torch import fx
@@ -60,7 +61,7 @@ def _write_nodes(module: fx.GraphModule, builder: OnnxBuilder) -> Sequence[fx.No
 def _write_loop(outer: OnnxBuilder, node: fx.Node, loop: object) -> None:
     """Loop(rounds, *carried, *fixed): the body reads what is fixed from the graph around it."""
     assert isinstance(loop, Loop)
-    rounds, *tensors = node.args
+    rounds, *tensors = cast(tuple[fx.Node, ...], node.args)
     carried, fixed = tensors[: loop.carried], tensors[loop.carried :]
     body = OnnxBuilder(loop.body, outer=outer)
     index, *places = (item for item in loop.body.graph.nodes if item.op == "placeholder")
@@ -81,7 +82,7 @@ def _write_loop(outer: OnnxBuilder, node: fx.Node, loop: object) -> None:
     graph = _graph(body, inputs, [condition, *outputs], f"{node.name}/body")
     states = outer.loop(node, graph, [rounds, *carried])
     for item in node.users:
-        outer.bind(item, states[item.args[1]])
+        outer.bind(item, states[cast(int, item.args[1])])
 
 
 def _graph(

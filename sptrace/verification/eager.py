@@ -410,7 +410,9 @@ class _SoftenedGates(TorchFunctionMode):
             return _Softened.apply(z, lambda: value[0], pullback), *value[1:]
         return _Softened.apply(z, lambda: value, pullback)
 
-    def _written_out(self, name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    def _written_out(
+        self, name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Tensor | None:
         """The result of a call that is a gate only together with a call before it."""
         gated = eager_products.self_gate(name, args)
         if gated is not None:
@@ -421,14 +423,16 @@ class _SoftenedGates(TorchFunctionMode):
             with torch.no_grad():
                 pullback = make_pullback(z.clone(), tau, sharpness=sharpness)
                 value = z * torch.sigmoid(sharpness * z)
-            softened = _Softened.apply(z, lambda: value, pullback)
-            return args[0].copy_(softened) if func in (Tensor.mul_, Tensor.__imul__) else softened
+            softened: Tensor = _Softened.apply(z, lambda: value, pullback)
+            in_place: Tensor = args[0]
+            return in_place.copy_(softened) if func in (Tensor.mul_, Tensor.__imul__) else softened
         found = eager_products.attended(name, func, args, kwargs)
         if found is None:
             return None
         with torch.no_grad():
             product = func(*args, **kwargs)
-        return _Softened.apply(found[0], lambda: product, found[1])
+        attended: Tensor = _Softened.apply(found[0], lambda: product, found[1])
+        return attended
 
     def _rule(self, kind: str | None) -> tuple[Callable[..., Pullback] | None, float | None]:
         if kind is None or kind not in self.rules:

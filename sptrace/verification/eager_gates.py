@@ -1,7 +1,7 @@
 """The reference's rules for gates and norms beyond the paper's, written out once more in eager PyTorch.
 
-Like `sptrace.verification.eager` this shares no code with the compiler. A rule takes the gate's input z, the temperature
-and the call's other arguments, and answers the factor by which the cotangent is multiplied.
+Like `sptrace.verification.eager` this shares no code with the compiler. A rule takes the gate's input z, the
+temperature and the call's other arguments, and answers the factor by which the cotangent is multiplied.
 """
 
 import math

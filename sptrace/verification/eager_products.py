@@ -13,8 +13,29 @@ from torch import Tensor
 Pullback = Callable[[Tensor], Tensor]
 
 REARRANGING = frozenset(
-    "dropout view reshape transpose permute expand flatten unflatten squeeze unsqueeze contiguous to type_as float "
-    "clone linear conv2d getitem unbind movedim swapaxes".split()
+    [
+        "dropout",
+        "view",
+        "reshape",
+        "transpose",
+        "permute",
+        "expand",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "contiguous",
+        "to",
+        "type_as",
+        "float",
+        "clone",
+        "linear",
+        "conv2d",
+        "getitem",
+        "unbind",
+        "movedim",
+        "swapaxes",
+    ]
 )
 """Calls whose result is still an attention matrix if their first argument was one; linear and conv2d mix heads."""
 
@@ -22,7 +43,9 @@ MULTIPLYING = frozenset(["mul", "multiply", "rmul", "imul"])
 CONTRACTING = frozenset(["matmul", "rmatmul", "bmm", "einsum"])
 
 
-def note(name: str, result: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tau: float) -> None:
+def note(
+    name: str, result: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tau: float
+) -> None:
     """Write down on `result` what it is, if a later product might need that. `tau`: of attention."""
     if not args or not isinstance(result, Tensor):
         return

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Pull = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -26,7 +27,9 @@ def plain(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any]
     return attribution, logits
 
 
-def input_times(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Range) -> Answer:
+def input_times(
+    pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Range
+) -> Answer:
     """x nu(x)."""
     attribution, logits, _ = pull(image, target)
     return image * attribution, logits
@@ -66,7 +69,9 @@ def smooth(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any
     return total / settings["samples"], logits
 
 
-def integrated(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Range) -> Answer:
+def integrated(
+    pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Range
+) -> Answer:
     """(x - baseline) times the mean of nu at the midpoints of the path."""
     _, logits, target = pull(image, target)
     way = image - settings["baseline"]
@@ -92,16 +97,16 @@ EAGER: Mapping[str, Callable[[Pull, Tensor, Tensor, Mapping[str, Any], Range], A
 }
 
 
-def normal(draw: int, shape: tuple[int, ...], seed: int) -> np.ndarray:
+def normal(draw: int, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
     """The noise of the programs in numpy, float32: see `sptrace.composition.noise` for how it is defined."""
     prime, keys = 2**31 - 1, (1_284_865_837, 305_419_896, 1_812_433_253, 69_069_691, 1_284_865_837)
     counter = np.arange(math.prod(shape), dtype=np.int64).reshape(shape) + draw * math.prod(shape)
 
-    def scrambled(state: np.ndarray, key: int) -> np.ndarray:
-        return (((state + key) % prime) ** 2 + counter) % prime
+    def scrambled(state: NDArray[np.int64], key: int) -> NDArray[np.int64]:
+        return np.asarray((((state + key) % prime) ** 2 + counter) % prime)
 
     state = (counter + seed) % prime
     for key in keys[:3]:
         state = scrambled(state, key)
     radius, angle = ((scrambled(state, key) + 1) / (prime + 2) for key in keys[3:])
-    return (np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)).astype(np.float32)
+    return np.asarray(np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle), dtype=np.float32)

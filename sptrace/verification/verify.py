@@ -65,7 +65,9 @@ class Eager:
         pull = partial(self._pull, jitter=jitter, seed=seed)
         return EAGER[self.program](pull, image, target, self.settings, self.preprocessing.input_range)
 
-    def _pull(self, image: Tensor, target: Tensor, *, jitter: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _pull(
+        self, image: Tensor, target: Tensor, *, jitter: float, seed: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return reference(
             self.network,
             image,
@@ -109,7 +111,9 @@ def verify(
     measured = []
     for images in (example, torch.cat([example, example[:1].flip(-1)])):
         target = torch.full((len(images),), -1)
-        feeds = {name: np.array(setting, dtype=_dtype(setting)) for name, setting in settings.items()}
+        feeds: dict[str, NDArray[Any]] = {
+            name: np.array(setting, dtype=_dtype(setting)) for name, setting in settings.items()
+        }
         attribution, logits = session.run(
             ["attribution", "logits"], {"image": images.numpy(), "target": target.numpy(), **feeds}
         )

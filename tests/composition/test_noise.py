@@ -21,7 +21,8 @@ def program(seed: int) -> fx.GraphModule:
     """draw -> noise."""
     builder = GraphBuilder(fx.GraphModule(nn.Module(), fx.Graph()))
     draw = builder.graph.placeholder("draw")
-    draw.meta = {"values": (torch.empty((), dtype=torch.int64, device="meta"),) * len(BATCHES), "path": "", "adjoint": False}
+    number = torch.empty((), dtype=torch.int64, device="meta")
+    draw.meta = {"values": (number,) * len(BATCHES), "path": "", "adjoint": False}
     output = builder.graph.output((normal(builder, draw, list(SHAPE), seed),))
     output.meta = {"names": ("noise",)}
     builder.module.recompile()

@@ -56,7 +56,9 @@ def expected(program: str, image: np.ndarray, target: np.ndarray, **options: Any
         return reference(small_networks.classifier(), image, target, rules=rules, mean=MEAN, std=STD)
 
     settings = kind.settings(options)
-    return EAGER[program](pull, torch.from_numpy(image), torch.from_numpy(target), settings, (-1, 1))[0].numpy()
+    return EAGER[program](pull, torch.from_numpy(image), torch.from_numpy(target), settings, (-1, 1))[
+        0
+    ].numpy()
 
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [

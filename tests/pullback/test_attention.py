@@ -37,9 +37,14 @@ def plain(matrix: Tensor, x: Tensor) -> Tensor:
 CASES = [
     pytest.param(sdpa, dot, plain, id="in one op"),
     pytest.param(lambda x: sdpa(x, scale=0.3), lambda x: 0.3 * x @ x.mT.flip(1), plain, id="scale"),
-    pytest.param(lambda x: sdpa(x, attn_mask=MASK.to(x)), lambda x: dot(x) + MASK, plain, id="mask of numbers"),
     pytest.param(
-        lambda x: sdpa(x, attn_mask=~HIDDEN), lambda x: dot(x).masked_fill(HIDDEN, -math.inf), plain, id="mask"
+        lambda x: sdpa(x, attn_mask=MASK.to(x)), lambda x: dot(x) + MASK, plain, id="mask of numbers"
+    ),
+    pytest.param(
+        lambda x: sdpa(x, attn_mask=~HIDDEN),
+        lambda x: dot(x).masked_fill(HIDDEN, -math.inf),
+        plain,
+        id="mask",
     ),
     pytest.param(
         lambda x: sdpa(x, is_causal=True),
@@ -73,7 +78,7 @@ CASES = [
         id="talking heads",
     ),
     pytest.param(
-        lambda x: (dot(x).transpose(-1, -2).softmax(2).mT @ (x * 2)), dot, plain, id="softmax over another axis"
+        lambda x: dot(x).transpose(-1, -2).softmax(2).mT @ (x * 2), dot, plain, id="softmax over another axis"
     ),
 ]
 
@@ -96,7 +101,9 @@ def frozen(image: Tensor, logits: Logits, mix: Mix, tau: float) -> Tensor:
     jacobians = []
     for picture in image:
         matrix = torch.softmax(logits(picture[None]) / tau, -1)
-        rows = torch.autograd.functional.jacobian(lambda x, held=matrix: mix(held, x[None]).flatten(), picture)
+        rows = torch.autograd.functional.jacobian(
+            lambda x, held=matrix: mix(held, x[None]).flatten(), picture
+        )
         jacobians.append(rows.flatten(1))
     return torch.stack(jacobians)
 

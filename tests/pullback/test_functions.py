@@ -49,7 +49,9 @@ def test_hardsigmoid() -> None:
     [
         pytest.param(lambda x: torch.where(x > 0.2, x * x, x.flip(1)), id="of two tensors"),
         pytest.param(lambda x: torch.where(x[:, :1] > 0.2, x, 2.0), id="of a tensor and a number"),
-        pytest.param(lambda x: torch.where(x > 0.2, 2.0, x.mean(1, keepdim=True)), id="of a number and a tensor"),
+        pytest.param(
+            lambda x: torch.where(x > 0.2, 2.0, x.mean(1, keepdim=True)), id="of a number and a tensor"
+        ),
         pytest.param(lambda x: torch.maximum(x, x.flip(1) * x), id="maximum"),
         pytest.param(lambda x: torch.minimum(x, x.flip(1)[:, :1]), id="minimum"),
     ],

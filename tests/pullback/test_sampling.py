@@ -78,7 +78,9 @@ def test_resizing(options: dict[str, Any]) -> None:
     "copies",
     [
         pytest.param(lambda x: x.repeat(1, 2, 1, 3), id="repeat"),
-        pytest.param(lambda x: x.flatten(1).repeat(2, 1, 1).transpose(0, 1), id="repeat with a new dimension"),
+        pytest.param(
+            lambda x: x.flatten(1).repeat(2, 1, 1).transpose(0, 1), id="repeat with a new dimension"
+        ),
         pytest.param(lambda x: x.tile(2, 1), id="tile"),
         pytest.param(lambda x: x.repeat_interleave(3, 1), id="repeat_interleave"),
         pytest.param(lambda x: torch.roll(x, (1, -2), (2, 3)), id="roll"),
