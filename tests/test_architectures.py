@@ -35,7 +35,7 @@ NETWORKS = [
         {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64},
         id="talking heads",
     ),
-    pytest.param("timm", "poolformer_s12", {"layers": (1, 1, 1, 1)}, id="group norm"),
+    pytest.param("timm", "poolformer_s12", {}, id="group norm"),
     pytest.param("timm", "edgenext_xx_small", {"depths": (1, 1, 1, 1)}, id="attention between channels"),
     pytest.param("timm", "mobilevitv2_050", {}, id="separable attention, resizing"),
     pytest.param("timm", "mambaout_femto", {"depths": (1, 1, 1, 1)}, id="gated convolutions"),
@@ -54,4 +54,4 @@ def test_architecture(source: str, name: str, options: dict[str, object]) -> Non
     program = sptrace.compile(network, deterministic.images(2, 1, 64), mean=MEAN, std=STD)
     verification = program.description.verification
     assert [batch.batch for batch in verification.batches] == [1, 2]
-    assert max(batch.attribution_to_eager for batch in verification.batches) < TOLERANCE / 5
+    assert max(batch.attribution_to_eager for batch in verification.batches) < TOLERANCE

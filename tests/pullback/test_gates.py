@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from gate_checks import Activation, Gate, check_gate, phi, sigma, soft
+from gate_checks import VALUES, Activation, Gate, check_gate, phi, sigma, soft, values
+from rule_checks import Op, compile_pullback, numbers
 from torch import nn
 
+from sptrace.emission import emit
 from sptrace.softening import RULES, Softening
 
 
@@ -36,6 +40,19 @@ def test_relu(softening: Softening, gate: Gate) -> None:
 )
 def test_relu_under_another_name(relu: Activation) -> None:
     check_gate(relu, lambda z: phi(z / 0.6), Softening("paper"))
+
+
+def test_guided_relu() -> None:
+    """max(v, 0) where z > 0: not linear in the cotangent, so there is no matrix to compare with."""
+    image = values().float()
+    cotangent = numbers(len(image), len(VALUES))
+    pairs = zip(cotangent.flatten().tolist(), image.flatten().tolist(), strict=True)
+    expected = np.array([max(v, 0.0) if z > 0 else 0.0 for v, z in pairs], np.float32)
+    module = compile_pullback(Op(F.relu), image, soft("relu", "guided"))
+    session = onnxruntime.InferenceSession(emit(module, "guided").SerializeToString())
+    feeds = {"image": image.numpy(), "cotangent": cotangent.numpy()}
+    for attribution in (module(image, cotangent)[0].numpy(), session.run(["attribution"], feeds)[0]):
+        np.testing.assert_array_equal(attribution.ravel(), expected)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +97,7 @@ def test_hardtanh(rule: str, low: float, high: float) -> None:
 
 
 def test_every_rule_of_an_elementwise_gate_is_tested_above() -> None:
-    assert set(RULES["relu"]) == {"phi", "sigmoid", "hard"}
+    assert set(RULES["relu"]) == {"phi", "sigmoid", "guided", "hard"}
     assert set(RULES["relu6"]) == {"phi", "relu", "hard"}
     assert set(RULES["hardtanh"]) == {"gate", "hard"}
 
