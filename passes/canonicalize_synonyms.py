@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import fx, ops
 
-from sptrace.graph import GraphBuilder, Target, shape, value
+from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
 
 aten = ops.aten
 
@@ -62,6 +62,8 @@ def _expand_as(builder: GraphBuilder, x: fx.Node, other: fx.Node) -> fx.Node:
 
 
 def _narrow(builder: GraphBuilder, x: fx.Node, dim: int, start: int, length: int) -> fx.Node:
+    if start < 0:  # an end of 0 would not be the end
+        start += static_shape(x, [dim])[0]
     return builder.call(aten.slice.Tensor, x, dim, start, start + length)
 
 
