@@ -15,6 +15,8 @@ from sptrace.capture import capture, check
 from sptrace.errors import SptraceError, UnsupportedError
 from sptrace.graph import is_batch, parameter, shape, value
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # --- What the graph is ---
 
 

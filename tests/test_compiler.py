@@ -21,12 +21,14 @@ from sptrace.compiler import example_image
 from sptrace.errors import SptraceError, UnsupportedError
 from sptrace.graph import placeholder, shape, value
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LABELS = ("one", "two", "three", "four", "five", "six", "seven")
 
 
 @pytest.fixture(scope="module")
-def program() -> sptrace.Program:
+def program(one_thread: None) -> sptrace.Program:
+    """One thread here too: the measured errors, which the file holds, depend on the number of threads."""
     return sptrace.compile(classifier(), images(1), mean=MEAN, std=STD, labels=LABELS)
 
 

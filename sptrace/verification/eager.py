@@ -399,7 +399,7 @@ class _SoftenedGates(TorchFunctionMode):
                 *(copy if argument is z else argument for argument in args),
                 **{name: copy if argument is z else argument for name, argument in kwargs.items()},
             )
-            beside = self._beside(z) if self.jitter > 0 and kind in _JUMPS else z
+            beside = self._beside(z, kind) if self.jitter > 0 and kind in _JUMPS else z
             if make_pullback is not None:
                 pullback = make_pullback(beside, tau, **arguments)
             else:
@@ -440,9 +440,14 @@ class _SoftenedGates(TorchFunctionMode):
         rule, tau = self.rules[kind]
         return _RULES[kind].get(rule), tau
 
-    def _beside(self, z: Tensor) -> Tensor:
-        """z moved a little, so that gates close to their threshold fall on either side."""
+    def _beside(self, z: Tensor, kind: str | None) -> Tensor:
+        """z moved a little, so that gates close to their threshold fall on either side.
+
+        Exact zeros in a max pool stay: behind a ReLU whole windows of them are equal in every correct program.
+        """
         noise = torch.randn(z.shape, generator=self.generator, dtype=z.dtype)
+        if kind == "max_pool":
+            noise = noise * (z.detach() != 0)
         return z.detach() + self.jitter * z.std() * noise
 
     def _multi_head_attention(

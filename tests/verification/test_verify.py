@@ -21,6 +21,7 @@ from sptrace.artifact import Verification
 from sptrace.errors import VerificationError
 from sptrace.verification import verify as verification
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE, SPREAD = 1e-4, 4.0
 Corrupt = Callable[[onnx.ModelProto], None]
 CAPTURED: list[fx.GraphModule] = []
