@@ -387,6 +387,10 @@ class _SoftenedGates(TorchFunctionMode):
         jumps = make_pullback is None and self.jitter > 0 and kind in _JUMPS
         if make_pullback is None and not jumps:
             result = func(*args, **kwargs)
+            if name == "batch_norm" and result.requires_grad:
+                # torch 2.14.1 on the CPU: of one picture in eval mode its backward reads a cotangent with transposed
+                # strides as if it were contiguous.
+                result.register_hook(lambda cotangent: cotangent.contiguous())
             attention, attention_tau = self._rule("attention")
             if attention is not None or name != "softmax":
                 eager_products.note(name, result, func, args, kwargs, attention_tau or 1.0)

@@ -739,3 +739,23 @@ def test_grouped_query_attention_is_refused_when_softened() -> None:
     with pytest.raises(UnsupportedError, match="enable_gqa"):
         pull(form, image, {"attention": ("value", 1.0)})
     pull(form, image, {"attention": ("full", None)})
+
+
+def test_batch_norm_of_one_picture_whose_cotangent_is_transposed() -> None:
+    """The backward of torch 2.14.1 alone is wrong here: it is an affine map per channel."""
+    norm = deterministic.fill(nn.BatchNorm2d(3), 1)
+    weight = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x).flatten(2).transpose(1, 2).reshape(x.shape[0], 12) @ weight
+
+    image = torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    attribution, _, _ = reference(Network().eval(), image, torch.tensor([2]), rules={})
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    expected = weight[:, 2].reshape(2, 2, 3).permute(2, 0, 1) * scale[:, None, None]
+    torch.testing.assert_close(attribution[0], expected)
