@@ -11,9 +11,10 @@ from torch import fx
 
 from sptrace import gates
 from sptrace.artifact import GateCount
+from sptrace.errors import SptraceError
 from sptrace.graph import GraphBuilder, Target, value
 from sptrace.passes.soften_attention import soften_attention
-from sptrace.softening import Softening
+from sptrace.softening import Relative, Softening
 
 aten = torch.ops.aten
 
@@ -30,11 +31,12 @@ def soften(module: fx.GraphModule, softening: Softening) -> tuple[GateCount, ...
     After:   y = gates.relu(z, rule="phi", tau=0.6)
 
     The values of the network do not change. Attention matrices are the matter of `soften_attention`, which runs first.
+
+    Raises:
+        SptraceError: an override of the softening concerns no gate of this network.
     """
     builder = GraphBuilder(module)
-    counts: Counter[tuple[str, str, float | None]] = Counter()
-    attention = softening.gate("attention")
-    counts[("attention", *attention)] = soften_attention(module, attention)
+    found = [("attention", path) for path in soften_attention(module, softening)]
     for node in list(module.graph.nodes):
         recognised = (
             RECOGNISERS[node.target](*node.args, **node.kwargs) if node.target in RECOGNISERS else None
@@ -42,15 +44,28 @@ def soften(module: fx.GraphModule, softening: Softening) -> tuple[GateCount, ...
         if recognised is None:
             continue
         kind, gate, arguments = recognised
-        rule, tau = softening.gate(kind)
+        path = str(node.meta["path"])
+        rule, tau = softening.gate(kind, path)
         with builder.replacing(node):
             builder.replace(node, builder.call(gate, *arguments, rule=rule, tau=tau))
-        counts[kind, rule, tau] += 1
+        found.append((kind, path))
+    _check_overrides(softening, found)
+    counts = Counter((kind, *softening.gate(kind, path)) for kind, path in found)
     return tuple(
-        GateCount(*gate, count)
-        for gate, count in sorted(counts.items(), key=lambda item: item[0][0])
-        if count
+        GateCount(kind, rule, str(tau) if isinstance(tau, Relative) else tau, count)
+        for (kind, rule, tau), count in sorted(counts.items(), key=lambda item: (item[0][0], str(item[0])))
     )
+
+
+def _check_overrides(softening: Softening, found: Sequence[tuple[str, str]]) -> None:
+    used = {(pattern, kind) for kind, path in found for pattern in softening.matching(kind, path)}
+    for pattern, changes in softening.overrides.items():
+        for kind in changes:
+            if (pattern, kind) in used:
+                continue
+            paths = list(dict.fromkeys(path for other, path in found if other == kind))
+            listed = f"it has them in {', '.join(paths[:3])} ..." if paths else "it has none at all"
+            raise SptraceError(f"the override {pattern!r} matches no {kind} gate of the network: {listed}")
 
 
 def _relu(z: fx.Node) -> tuple[str, Target, tuple[Any, ...]]:

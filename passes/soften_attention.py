@@ -8,7 +8,7 @@ from torch import fx
 from sptrace import gates
 from sptrace.graph import GraphBuilder, Target, depends_on, placeholder
 from sptrace.passes.canonicalize_shapes import RESHAPES
-from sptrace.softening import GateRule
+from sptrace.softening import GateRule, Relative, Softening
 
 aten = torch.ops.aten
 
@@ -26,8 +26,8 @@ REARRANGEMENTS: set[Target] = RESHAPES | {
 PRODUCTS: set[Target] = {aten.matmul.default, aten.bmm.default}
 
 
-def soften_attention(module: fx.GraphModule, rule: GateRule) -> int:
-    """Find the softmaxes that are attention matrices; returns how many.
+def soften_attention(module: fx.GraphModule, softening: Softening) -> list[str]:
+    """Find the softmaxes that are attention matrices; returns the module path of each.
 
     Before:  a = softmax(logits, -1); y = matmul(a, v)
     After:   a = softmax(logits, -1); s = softmax(logits / tau, -1); y = gates.attend(a, s, v, True)
@@ -38,7 +38,7 @@ def soften_attention(module: fx.GraphModule, rule: GateRule) -> int:
     """
     dependent = depends_on(module.graph, placeholder(module.graph, "image"))
     builder = GraphBuilder(module)
-    count = 0
+    paths = []
     for node in list(module.graph.nodes):
         if node.target != aten.softmax.int or node not in dependent:
             continue
@@ -50,10 +50,14 @@ def soften_attention(module: fx.GraphModule, rule: GateRule) -> int:
             and sum(argument in chain for argument in user.args) == 1
             and all(argument in dependent for argument in user.args)
         ]
-        if products and rule.rule != "full":
+        if not products:
+            continue
+        path = str(node.meta["path"])
+        rule = softening.gate("attention", path)
+        if rule.rule != "full":
             _attend(builder, node, chain, products, rule)
-        count += bool(products)
-    return count
+        paths.append(path)
+    return paths
 
 
 def _chain(softmax: fx.Node) -> set[fx.Node]:
@@ -72,6 +76,7 @@ def _attend(
     builder: GraphBuilder, softmax: fx.Node, chain: set[fx.Node], products: list[fx.Node], rule: GateRule
 ) -> None:
     softened = {node: node for node in chain}
+    assert not isinstance(rule.tau, Relative)
     if rule.tau is not None and rule.tau != 1:
         # The same chain once more from the softened logits; what of it nobody reads is dropped as dead code.
         for node in builder.graph.nodes:

@@ -6,10 +6,11 @@ Torch-free: the compiler writes it, the runtime reads it.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from sptrace.errors import SptraceError
+from sptrace.softening import Softening
 
 METADATA_KEY = "sptrace"
 FORMAT = 1
@@ -39,12 +40,39 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class GateCount:
-    """How many nodes of one kind were softened alike."""
+    """How many nodes of one kind were softened alike.
+
+    Arguments:
+        kind, rule: names of `sptrace.softening.RULES`.
+        tau: the temperature; "0.6std" for one relative to the standard deviation of the gate's input; None if the rule
+            has none.
+        count: number of nodes.
+    """
 
     kind: str
     rule: str
-    tau: float | None
+    tau: float | str | None
     count: int
+
+    @property
+    def temperature(self) -> str:
+        """`tau` to be read by people."""
+        if self.tau is None:
+            return "-"
+        return self.tau if isinstance(self.tau, str) else f"{self.tau:g}"
+
+
+@dataclass(frozen=True)
+class LayerScale:
+    """What relative temperatures of a gate refer to, measured when compiling.
+
+    Arguments:
+        path: module path of the gate.
+        scale: standard deviation of its input over a picture, averaged over the calibration pictures.
+    """
+
+    path: str
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -103,16 +131,21 @@ class Description:
     parameters: int
     classes: int
     preprocessing: Preprocessing
-    preset: str
+    softening: Softening
     gates: tuple[GateCount, ...]
+    scales: tuple[LayerScale, ...] = ()
     labels: tuple[str, ...] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     verification: Verification | None = None
     format: int = field(default=FORMAT)
 
+    def as_dict(self) -> dict[str, Any]:
+        """The description in types that JSON knows."""
+        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
+
     def to_json(self) -> str:
         """The description as one line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(self.as_dict(), ensure_ascii=False, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> Description:
@@ -129,18 +162,33 @@ class Description:
                     "whose format this sptrace does not know: upgrade sptrace"
                 )
             preprocessing = Preprocessing(**_tuples(data.pop("preprocessing")))
+            softening = Softening(**data.pop("softening"))
             gates = tuple(GateCount(**gate) for gate in data.pop("gates"))
+            scales = tuple(LayerScale(**scale) for scale in data.pop("scales"))
             verification = data.pop("verification")
             if verification is not None:
                 batches = tuple(Measured(**batch) for batch in verification.pop("batches"))
                 verification = Verification(**verification, batches=batches)
             return Description(
-                **_tuples(data), preprocessing=preprocessing, gates=gates, verification=verification
+                **_tuples(data),
+                preprocessing=preprocessing,
+                softening=softening,
+                gates=gates,
+                scales=scales,
+                verification=verification,
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SptraceError(
                 f"the artifact's description is damaged ({error}): compile it again"
             ) from error
+
+
+def _plain(field_: Any) -> Any:
+    if isinstance(field_, Softening):
+        return field_.as_dict()
+    if isinstance(field_, tuple):
+        return [_plain(part) for part in field_]
+    return asdict(field_) if is_dataclass(field_) and not isinstance(field_, type) else field_
 
 
 def _tuples(data: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from sptrace import passes
-from sptrace.artifact import GateCount, Preprocessing
+from sptrace.artifact import GateCount, LayerScale, Preprocessing
+from sptrace.calibration import calibrate
 from sptrace.graph import GraphBuilder, placeholder, static_shape, without_data
 from sptrace.pullback import pull_back
 from sptrace.softening import Softening
@@ -24,18 +25,24 @@ class Assembled:
         module: inputs image float32 [N, 3, H, W] and target int64 [N] (-1: the predicted class); outputs
             attribution, of the image's shape, and logits [N, classes].
         gates: how many gates were softened, and how.
+        scales: what relative temperatures refer to, where that was measured when compiling.
         classes: number of logits.
         input_range: the values of black and white in `image`.
     """
 
     module: fx.GraphModule
     gates: tuple[GateCount, ...]
+    scales: tuple[LayerScale, ...]
     classes: int
     input_range: tuple[float, float]
 
 
 def assemble(
-    module: fx.GraphModule, preprocessing: Preprocessing, softening: Softening, objective: str = "logit"
+    module: fx.GraphModule,
+    preprocessing: Preprocessing,
+    softening: Softening,
+    objective: str = "logit",
+    calibration: Tensor | None = None,
 ) -> Assembled:
     """Turn a captured network into its pullback program; `module` is used up.
 
@@ -44,6 +51,7 @@ def assemble(
         preprocessing: its mean, std and input_range become the program's first step.
         softening: rules and temperatures of the gates.
         objective: what is pulled back: the target's "logit", or its log-probability ("cross_entropy").
+        calibration: float32 [M, 3, H, W]; on these pictures relative temperatures are fixed. None: they stay relative.
 
     Raises:
         UnsupportedError: an op has no rule.
@@ -51,6 +59,7 @@ def assemble(
     _normalize_input(module, preprocessing)
     passes.run(passes.PREPARE, module)
     gates = passes.soften(module, softening)
+    scales = () if calibration is None else calibrate(module, calibration)
     graph = module.graph
     output = next(node for node in graph.nodes if node.op == "output")
     logits = output.args[0]
@@ -62,7 +71,7 @@ def assemble(
     output.meta = {"names": ("attribution", "logits")}
     (classes,) = static_shape(logits, [1])
     passes.run(passes.LOWER, module)
-    return Assembled(module, gates, classes, preprocessing.input_range)
+    return Assembled(module, gates, scales, classes, preprocessing.input_range)
 
 
 def _normalize_input(module: fx.GraphModule, preprocessing: Preprocessing) -> None:

@@ -75,7 +75,7 @@ def check(module: nn.Module, example: Tensor) -> None:
         raise SptraceError(f"the network must be a torch.nn.Module, not {type(module).__name__}")
     _check_mode(module)
     _check_tensors(module)
-    _check_example(example)
+    check_picture(example, "the example")
 
 
 def _check_mode(module: nn.Module) -> None:
@@ -107,7 +107,8 @@ def _check_tensors(module: nn.Module) -> None:
             )
 
 
-def _check_example(example: Tensor) -> None:
+def check_picture(example: Tensor, what: str) -> None:
+    """Refuse what is no batch of pictures; `what` it is called in the message."""
     if not isinstance(example, Tensor):
         given = type(example).__name__
     elif example.dtype != torch.float32 or example.ndim != 4 or example.numel() == 0:
@@ -118,7 +119,7 @@ def _check_example(example: Tensor) -> None:
         given = "one with NaN or infinite values"
     else:
         return
-    raise SptraceError(f"the example must be a float32 tensor of shape [N, 3, H, W] on the CPU, not {given}")
+    raise SptraceError(f"{what} must be a float32 tensor of shape [N, 3, H, W] on the CPU, not {given}")
 
 
 def _why_export_failed(error: Exception) -> str:

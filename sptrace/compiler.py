@@ -61,6 +61,7 @@ def compile(
     *,
     program: str = "soft_pullback",
     softening: Softening | str = "paper",
+    calibration: Tensor | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_range: tuple[float, float] = (-1.0, 1.0),
@@ -75,6 +76,8 @@ def compile(
         example: float32 [N, 3, H, W] in `input_range`; fixes H and W, and the program is verified on it. N stays free.
         program: a name of `sptrace.programs.PROGRAMS`.
         softening: a preset's name, or a `Softening`.
+        calibration: pictures like the example, on which a softening with scale="calibration" measures what its
+            relative temperatures refer to. None: the example.
         mean: three numbers, of pixels in [0, 1]. Given with `std`, the program's own first step maps `input_range`
             to [0, 1] and normalises, so that image and attribution live in pixel space. None: the model takes
             `image` as it is.
@@ -109,6 +112,7 @@ def compile(
         example,
         program=program,
         softening=Softening.of(softening),
+        calibration=calibration,
         options=options,
         progress=progress,
     )
@@ -121,6 +125,7 @@ def compile_network(
     *,
     program: str,
     softening: Softening,
+    calibration: Tensor | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     progress: Progress = lambda stage: None,
 ) -> Program:
@@ -131,10 +136,11 @@ def compile_network(
     preprocessing = network.preprocessing
     if (preprocessing.mean is None) != (preprocessing.std is None):
         raise SptraceError("mean and std belong together: give both or neither")
+    pictures = _calibration(calibration, example, softening)
     progress("capturing the network")
     captured = capture.capture(network.module, example)
-    progress("building the pullback")
-    assembled = assemble(captured, preprocessing, softening, settings.get("objective", "logit"))
+    progress("building the pullback" if pictures is None else f"measuring layers on {len(pictures)} pictures")
+    assembled = assemble(captured, preprocessing, softening, settings.get("objective", "logit"), pictures)
     if network.labels is not None and len(network.labels) != assembled.classes:
         raise SptraceError(
             f"{len(network.labels)} labels for {assembled.classes} classes: give one name per class"
@@ -148,7 +154,7 @@ def compile_network(
     verification = verify(
         proto.SerializeToString(),
         module,
-        Eager(program, eager_settings, network.module, preprocessing, softening),
+        Eager(program, eager_settings, network.module, preprocessing, softening, pictures),
         example,
         hard,
     )
@@ -161,8 +167,9 @@ def compile_network(
         classes=assembled.classes,
         preprocessing=preprocessing,
         settings=settings,
-        preset=softening.preset,
+        softening=softening,
         gates=assembled.gates,
+        scales=assembled.scales,
         labels=network.labels,
         verification=verification,
     )
@@ -182,6 +189,25 @@ def example_image(preprocessing: Preprocessing) -> Tensor:
     noise = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0)) - 0.5
     pixels = (0.5 + 0.3 * torch.stack(waves) + 0.3 * noise).clamp(0, 1)
     return (low + (high - low) * pixels)[None]
+
+
+def _calibration(given: Tensor | None, example: Tensor, softening: Softening) -> Tensor | None:
+    """The pictures that relative temperatures are measured on; None: none are, or each picture is its own."""
+    if softening.is_relative and softening.scale == "calibration":
+        pictures = example if given is None else given
+        capture.check_picture(pictures, "the calibration")
+        if pictures.shape[1:] != example.shape[1:]:
+            raise SptraceError(
+                f"the calibration pictures are {list(pictures.shape[1:])}, the example is {list(example.shape[1:])}: "
+                "give both in the same size"
+            )
+        return pictures.detach().clone()
+    if given is not None:
+        raise SptraceError(
+            "calibration pictures are for relative temperatures measured when compiling: "
+            'use a softening like Softening(tau={"relu": "0.6std"}, scale="calibration")'
+        )
+    return None
 
 
 def _described(proto: onnx.ModelProto, description: Description) -> bytes:

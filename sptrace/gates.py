@@ -10,13 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sptrace.softening import Temperature
 
-def relu(z: Tensor, *, rule: str, tau: float | None) -> Tensor:
+
+def relu(z: Tensor, *, rule: str, tau: Temperature) -> Tensor:
     """max(z, 0)."""
     return torch.relu(z)
 
 
-def hardtanh(z: Tensor, low: float, high: float, *, rule: str, tau: float | None) -> Tensor:
+def hardtanh(z: Tensor, low: float, high: float, *, rule: str, tau: Temperature) -> Tensor:
     """z clamped to [low, high]; ReLU6 is [0, 6]."""
     return torch.nn.functional.hardtanh(z, low, high)
 
@@ -30,44 +32,44 @@ def max_pool2d(
     ceil_mode: bool,
     *,
     rule: str,
-    tau: float | None,
+    tau: Temperature,
 ) -> Tensor:
     """The largest value of each window; z is [N, C, H, W]."""
     return torch.nn.functional.max_pool2d(z, kernel, stride, padding, dilation, ceil_mode)
 
 
-def leaky_relu(z: Tensor, slope: float | Tensor, *, rule: str, tau: float | None) -> Tensor:
+def leaky_relu(z: Tensor, slope: float | Tensor, *, rule: str, tau: Temperature) -> Tensor:
     """The z where z > 0, else slope * z; the slope of a PReLU is a tensor that broadcasts over z."""
     return torch.where(z > 0, z, slope * z)
 
 
-def elu(z: Tensor, alpha: float, scale: float, input_scale: float, *, rule: str, tau: float | None) -> Tensor:
+def elu(z: Tensor, alpha: float, scale: float, input_scale: float, *, rule: str, tau: Temperature) -> Tensor:
     """Scale * z where z > 0, else scale * alpha * (exp(input_scale * z) - 1): ELU, SELU and CELU."""
     answer: Tensor = torch.ops.aten.elu(z, alpha, scale, input_scale)
     return answer
 
 
-def silu(z: Tensor, sharpness: float, *, rule: str, tau: float | None) -> Tensor:
+def silu(z: Tensor, sharpness: float, *, rule: str, tau: Temperature) -> Tensor:
     """The product z * sigma(sharpness * z): SiLU is sharpness 1, quick GELU 1.702."""
     return z * torch.sigmoid(sharpness * z) if sharpness != 1 else torch.nn.functional.silu(z)
 
 
-def gelu(z: Tensor, approximate: str, *, rule: str, tau: float | None) -> Tensor:
+def gelu(z: Tensor, approximate: str, *, rule: str, tau: Temperature) -> Tensor:
     """The product z * Phi(z), or its approximation by tanh."""
     return torch.nn.functional.gelu(z, approximate=approximate)
 
 
-def hardswish(z: Tensor, *, rule: str, tau: float | None) -> Tensor:
+def hardswish(z: Tensor, *, rule: str, tau: Temperature) -> Tensor:
     """The product z * min(1, max(0, z / 6 + 1 / 2))."""
     return torch.nn.functional.hardswish(z)
 
 
-def mish(z: Tensor, *, rule: str, tau: float | None) -> Tensor:
+def mish(z: Tensor, *, rule: str, tau: Temperature) -> Tensor:
     """The product z * tanh(log(1 + exp(z)))."""
     return torch.nn.functional.mish(z)
 
 
-def softplus(z: Tensor, beta: float, threshold: float, *, rule: str, tau: float | None) -> Tensor:
+def softplus(z: Tensor, beta: float, threshold: float, *, rule: str, tau: Temperature) -> Tensor:
     """log(1 + exp(beta * z)) / beta, and z itself where beta * z exceeds the threshold."""
     return torch.nn.functional.softplus(z, beta, threshold)
 
@@ -101,7 +103,7 @@ def rms_norm(
 
 
 def attend(
-    matrix: Tensor, softened: Tensor, value: Tensor, left: bool, *, rule: str, tau: float | None
+    matrix: Tensor, softened: Tensor, value: Tensor, left: bool, *, rule: str, tau: Temperature
 ) -> Tensor:
     """The product of an attention matrix and a value: matrix @ value if `left`, else value @ matrix.
 

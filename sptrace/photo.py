@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,21 @@ def read(path: str | os.PathLike[str]) -> Image.Image:
         Exception
     ) as error:  # Pillow raises all kinds for damaged files, ValueError for colours it cannot convert
         raise SptraceError(f"cannot read {path} ({error}): convert it to PNG or JPEG") from error
+
+
+def in_folder(folder: str | os.PathLike[str]) -> list[Path]:
+    """The files of a folder that are named like pictures, in the order of their names.
+
+    Raises:
+        SptraceError: there is no such folder, or no picture in it.
+    """
+    if not Path(folder).is_dir():
+        raise SptraceError(f"there is no folder {folder}: give one with photographs")
+    suffixes = Image.registered_extensions()
+    found = [path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in suffixes]
+    if not found:
+        raise SptraceError(f"the folder {folder} holds no pictures: give one with photographs")
+    return found
 
 
 def crop(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:

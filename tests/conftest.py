@@ -19,6 +19,7 @@ from sptrace.artifact import (
     Preprocessing,
     Verification,
 )
+from sptrace.softening import Softening
 
 LABELS = (
     "tench, Tinca tinca",
@@ -86,7 +87,7 @@ def make_toy(tmp_path: Path) -> Callable[..., Toy]:
             parameters=weight.size,
             classes=len(LABELS),
             preprocessing=preprocessing,
-            preset="paper",
+            softening=Softening(),
             gates=(GateCount("relu", "normal", 0.6, 17), GateCount("max_pool", "softmax", 0.3, 1)),
             labels=labels,
             verification=Verification(

@@ -10,6 +10,7 @@ import pytest
 
 from sptrace.artifact import FORMAT, Description, GateCount, Measured, Preprocessing, Verification
 from sptrace.errors import SptraceError
+from sptrace.softening import Softening
 
 FULL = Description(
     version="1.2",
@@ -21,7 +22,7 @@ FULL = Description(
     preprocessing=Preprocessing(
         size=(224, 192), resize=256, interpolation="bicubic", input_range=(0.0, 255.0), mean=(0.1, 0.2, 0.3)
     ),
-    preset="paper",
+    softening=Softening("paper", overrides={"features.*": {"relu": "0.3std"}}),
     gates=(GateCount("relu", "phi", 0.6, 17), GateCount("hardtanh", "gate", None, 1)),
     labels=("tench, Tinca tinca", 'the "other"', "日本"),
     verification=Verification(

@@ -206,7 +206,7 @@ def test_the_description(program: sptrace.Program) -> None:
     assert description.classes == 7
     assert description.parameters == sum(weight.numel() for weight in classifier().parameters())
     assert description.preprocessing == Preprocessing(size=(16, 16), mean=MEAN, std=STD)
-    assert description.preset == "paper"
+    assert description.softening == sptrace.Softening("paper")
     assert description.gates == (
         GateCount("max_pool", "softmax", 0.3, 1),
         GateCount("relu", "phi", 0.6, 2),

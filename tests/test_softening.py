@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sptrace.errors import SptraceError
-from sptrace.softening import PRESETS, RULES, GateRule, Softening
+from sptrace.softening import PRESETS, RULES, GateRule, Relative, Softening
+
+TEMPERATURE = "the temperature of relu must be a number above 0, or one like '0.6std'"
 
 PAPER = {
     "relu": ("phi", 0.6),
@@ -69,8 +74,65 @@ def test_by_name_or_itself() -> None:
 
 
 def test_it_cannot_be_changed() -> None:
+    tau = {"relu": 0.5}
+    softening = Softening(tau=tau, overrides={"a": {"relu": 0.3}})
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Softening().preset = "hard"  # type: ignore[misc]
+        softening.preset = "hard"  # type: ignore[misc]
+    for mapping in (softening.tau, softening.rule, softening.overrides, softening.overrides["a"]):
+        with pytest.raises(TypeError):
+            mapping["relu"] = 1.0  # type: ignore[index]
+    tau["relu"] = 7.0
+    assert softening.gate("relu").tau == 0.5
+
+
+@pytest.mark.parametrize("given", ["0.6std", " 0.6 std ", Relative(0.6), Relative(np.float64(0.6))])
+def test_temperatures_relative_to_the_layer(given: Any) -> None:
+    softening = Softening(tau={"relu": given})
+    assert softening.gate("relu") == ("phi", Relative(0.6))
+    assert softening == Softening(tau={"relu": "0.6std"})
+    assert softening.is_relative
+    assert Softening(overrides={"a": {"relu": ("sigmoid", given)}}).is_relative
+    assert not Softening(tau={"relu": 0.6}, overrides={"a": {"relu": "hard"}}).is_relative
+
+
+def test_overrides() -> None:
+    softening = Softening(
+        tau={"relu": 0.5},
+        overrides={
+            "*": {"max_pool": "hard"},
+            "layer4.*": {"relu": 0.25, "max_pool": 0.125},
+            "layer4.1.*": {"relu": ("sigmoid", 2)},
+            "layer4.1.last": {"relu": "guided"},
+        },
+    )
+    assert softening.gate("relu") == ("phi", 0.5)
+    assert softening.gate("max_pool") == ("softmax", 0.3)
+    assert softening.gates("layer3.0")["relu"] == ("phi", 0.5)
+    assert softening.gates("layer3.0")["max_pool"] == ("hard", None)
+    assert softening.gate("relu", "layer4.0.act") == ("phi", 0.25)
+    # A temperature alone is one of the softening's own rule, whatever another override said.
+    assert softening.gate("max_pool", "layer4.0.act") == ("softmax", 0.125)
+    assert softening.gate("relu", "layer4.1.act") == ("sigmoid", 2.0)
+    assert softening.gate("relu", "layer4.1.last") == ("guided", None)
+    assert softening.gate("relu", "layer4") == ("phi", 0.5)
+    assert softening.matching("relu", "layer4.1.act") == ["layer4.*", "layer4.1.*"]
+
+
+@pytest.mark.parametrize(
+    "softening",
+    [
+        Softening(),
+        Softening("guided", rule={"gelu": "gate"}),
+        Softening(
+            tau={"relu": "0.1std", "gelu": 1 / 3},
+            overrides={"a": {"relu": (None, 0.2)}, "b": {"relu": ["sigmoid", "0.3std"], "gelu": "hard"}},
+            scale="calibration",
+        ),
+    ],
+)
+def test_it_can_be_written_down(softening: Softening) -> None:
+    assert Softening(**json.loads(json.dumps(softening.as_dict()))) == softening
+    assert copy.deepcopy(softening) == pickle.loads(pickle.dumps(softening)) == softening
 
 
 @pytest.mark.parametrize(
@@ -80,12 +142,30 @@ def test_it_cannot_be_changed() -> None:
         ({"tau": {"gate": 1.0}}, "there is no kind of gate 'gate': use one of relu, "),
         ({"rule": {"relu7": "phi"}}, "there is no kind of gate 'relu7': use one of relu, "),
         ({"rule": {"relu": "softmax"}}, "relu has no rule 'softmax': use one of phi, sigmoid, guided, hard"),
-        ({"tau": {"relu": 0}}, "the temperature of relu must be a number above 0, not 0: rule 'hard' is"),
-        ({"tau": {"relu": -1.0}}, "the temperature of relu must be a number above 0, not -1.0"),
-        ({"tau": {"relu": float("nan")}}, "the temperature of relu must be a number above 0, not nan"),
-        ({"tau": {"relu": float("inf")}}, "the temperature of relu must be a number above 0, not inf"),
-        ({"tau": {"relu": "0.5"}}, "the temperature of relu must be a number above 0, not '0.5'"),
-        ({"tau": {"hardtanh": 0.5}}, "the rule 'gate' of hardtanh has no temperature: leave tau out"),
+        ({"tau": {"relu": 0}}, f"{TEMPERATURE}, not 0: rule 'hard' is"),
+        ({"tau": {"relu": -1.0}}, f"{TEMPERATURE}, not -1.0"),
+        ({"tau": {"relu": float("nan")}}, f"{TEMPERATURE}, not nan"),
+        ({"tau": {"relu": float("inf")}}, f"{TEMPERATURE}, not inf"),
+        ({"tau": {"relu": "0.5"}}, f"{TEMPERATURE}, not '0.5'"),
+        ({"tau": {"relu": "x std"}}, f"{TEMPERATURE}, not 'x std'"),
+        ({"tau": {"relu": "-1std"}}, f"{TEMPERATURE}, not '-1std'"),
+        ({"tau": {"relu": Relative(0)}}, f"{TEMPERATURE}, not Relative(factor=0)"),
+        ({"tau": {"relu": True}}, f"{TEMPERATURE}, not True"),
+        ({"tau": {"attention": "1std"}}, "the temperature of attention cannot be relative: give a number"),
+        ({"tau": 0.5}, "tau of a softening must be a mapping, not 0.5"),
+        ({"scale": "layer"}, "there is no scale 'layer': use one of sample, calibration"),
+        (
+            {"overrides": {"a.*": 0.3}},
+            "the override 'a.*' must say what changes, like {'relu': 0.3}, not 0.3",
+        ),
+        ({"overrides": {"a.*": {}}}, "the override 'a.*' must say what changes"),
+        ({"overrides": {"a.*": {"relu7": 1}}}, "there is no kind of gate 'relu7'"),
+        ({"overrides": {"a.*": {"relu": "softmax"}}}, "relu has no rule 'softmax'"),
+        ({"overrides": {"a.*": {"relu": 0}}}, f"{TEMPERATURE}, not 0"),
+        ({"overrides": {"a.*": {"relu": ("hard", 1)}}}, "the rule 'hard' of relu has no temperature"),
+        ({"overrides": {"a.*": {"relu": ("phi", 1, 2)}}}, TEMPERATURE),
+        ({"preset": "hard", "overrides": {"a.*": {"relu": 1}}}, "the rule 'hard' of relu has no temperature"),
+        ({"tau": {"hardtanh": 0.5}}, "the rule 'gate' of hardtanh has no temperature: leave it out"),
         ({"preset": "hard", "tau": {"relu": 0.5}}, "the rule 'hard' of relu has no temperature"),
         ({"rule": {"relu": "hard"}, "tau": {"relu": 0.5}}, "the rule 'hard' of relu has no temperature"),
     ],

@@ -8,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 
 from sptrace import models
 from sptrace.artifact import Description
-from sptrace.cli.settings import pairs, read_settings
+from sptrace.cli.settings import read_settings
+from sptrace.cli.softening import read_photographs, read_softening
 from sptrace.errors import SptraceError
 from sptrace.files import require_writable
 from sptrace.programs import PROGRAMS, Setting, program_kind
@@ -45,11 +48,28 @@ def compile_(
     preset: Annotated[str, typer.Option(help=f"Softening: {', '.join(PRESETS)}.")] = "paper",
     tau: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND=NUMBER", help="Temperature of a kind of gate, e.g. relu=0.6."),
+        typer.Option(
+            metavar="KIND=TAU",
+            help="Temperature of a kind of gate: relu=0.6, or relu=0.6std relative to the gate's input.",
+        ),
     ] = None,
     rule: Annotated[
         list[str] | None,
         typer.Option(metavar="KIND=RULE", help="Rule of a kind of gate, e.g. max_pool=hard."),
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN:KIND=VALUE",
+            help="Temperature or rule in some modules alone, e.g. 'layer4.*:relu=0.3'.",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Photographs on which relative temperatures are measured once, and not for every picture.",
+        ),
     ] = None,
     option: Annotated[
         list[str] | None,
@@ -67,11 +87,7 @@ def compile_(
     require_writable(output)
     options = read_settings(option)
     program_kind(program).settings(options)
-    softening = Softening(
-        preset,
-        tau={kind: _number(text, "--tau") for kind, text in pairs(tau, "--tau").items()},
-        rule=pairs(rule, "--rule"),
-    )
+    softening = read_softening(preset, tau, rule, override, "calibration" if calibrate else "sample")
     normalisation = (_triple(mean, "--mean"), _triple(std, "--std"))
     console = Console(highlight=False, markup=False, emoji=False)
     start = time.perf_counter()
@@ -79,7 +95,8 @@ def compile_(
         show = _stages(status.update)
         show("loading the network")
         network = _normalised(models.resolve(model, weights=weights, size=size), *normalisation)
-        description = _compile(network, output, program, softening, options, show)
+        pictures = read_photographs(calibrate, network.preprocessing) if calibrate else None
+        description = _compile(network, output, program, softening, pictures, options, show)
     seconds = time.perf_counter() - start
     console.print(_verified(description), soft_wrap=True)
     console.print(f"saved {output} ({output.stat().st_size / 1e6:.1f} MB) in {seconds:.1f} s", soft_wrap=True)
@@ -90,15 +107,23 @@ def _compile(
     output: Path,
     program: str,
     softening: Softening,
+    pictures: NDArray[np.float32] | None,
     options: dict[str, Setting],
     show: Callable[[str], None],
 ) -> Description:
     # Only now: a wrong model name should not wait for torch, and its absence is the model source's error to tell.
+    import torch
+
     from sptrace.compiler import compile_network, example_image
 
-    example = example_image(network.preprocessing)
     compiled = compile_network(
-        network, example, program=program, softening=softening, options=options, progress=show
+        network,
+        example_image(network.preprocessing),
+        program=program,
+        softening=softening,
+        calibration=None if pictures is None else torch.from_numpy(pictures),
+        options=options,
+        progress=show,
     )
     show("saving")
     compiled.save(output)
@@ -138,7 +163,7 @@ def _verified(description: Description) -> str:
         for error in (batch.attribution_to_module, batch.attribution_to_eager, batch.logits_to_eager)
     )
     gates = ", ".join(
-        f"{gate.count} {gate.kind} ({gate.rule}{'' if gate.tau is None else f', tau {gate.tau:g}'})"
+        f"{gate.count} {gate.kind} ({gate.rule}{'' if gate.tau is None else f', tau {gate.temperature}'})"
         for gate in description.gates
     )
     batches = " and ".join(str(batch.batch) for batch in verification.batches)

@@ -30,7 +30,7 @@ def inspect(
     description = Description.from_json(file.metadata[METADATA_KEY])
     if as_json:
         outlined = {key: value for key, value in asdict(file).items() if key != "metadata"}
-        everything = {"file": str(artifact), **outlined, "description": asdict(description)}
+        everything = {"file": str(artifact), **outlined, "description": description.as_dict()}
         typer.echo(json.dumps(everything, indent=2, ensure_ascii=False))
         return
     console = Console(highlight=False, markup=False, emoji=False)
@@ -47,7 +47,7 @@ def _summary(artifact: Path, file: OnnxFile, description: Description) -> Table:
         ("size", f"{file.size / 1e6:.1f} MB"),
         ("format", f"ONNX IR {file.ir_version}, opset {opsets}"),
         ("program", description.program),
-        ("preset", description.preset),
+        ("softening", _softening(description)),
         ("network", description.network),
         ("weights", description.weights),
         ("parameters", f"{description.parameters:,}"),
@@ -56,12 +56,18 @@ def _summary(artifact: Path, file: OnnxFile, description: Description) -> Table:
     )
 
 
+def _softening(description: Description) -> str:
+    softening = description.softening
+    overrides = f", {len(softening.overrides)} overrides" if softening.overrides else ""
+    measured = (
+        f", relative to scales measured at {len(description.scales)} gates" if description.scales else ""
+    )
+    return f"{softening.preset}{overrides}{measured}"
+
+
 def _tables(file: OnnxFile, description: Description) -> list[tuple[str, Table]]:
     """Title and content of every section below the summary."""
-    gates = [
-        (gate.kind, gate.rule, "-" if gate.tau is None else f"{gate.tau:g}", str(gate.count))
-        for gate in description.gates
-    ]
+    gates = [(gate.kind, gate.rule, gate.temperature, str(gate.count)) for gate in description.gates]
     operators = [(name, str(count)) for name, count in file.operators.items()]
     return [
         ("Interface", _interface(file)),

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from sptrace.errors import SptraceError
 from sptrace.programs import Setting
 
-EXAMPLES = {"--tau": "relu=0.6", "--rule": "relu=phi", "--option": "steps=10"}
+EXAMPLES = {
+    "--tau": "relu=0.6",
+    "--rule": "relu=phi",
+    "--override": "layer4.*:relu=0.3",
+    "--option": "steps=10",
+}
 
 
 def read_settings(options: Sequence[str] | None) -> dict[str, Setting]:

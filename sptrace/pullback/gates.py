@@ -5,16 +5,17 @@ z is the gate's input, v the cotangent from above, tau the temperature, Phi the 
 
 from __future__ import annotations
 
-import math
-
 from torch import fx
 
 from sptrace import gates
 from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.pullback.temperature import over_temperature, phi
+from sptrace.pullback.term import Term
+from sptrace.softening import Temperature
 
 
 @adjoint(gates.relu)
-def relu(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau: float | None) -> Cotangents:
+def relu(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau: Temperature) -> Cotangents:
     """`phi`: v Phi(z / tau). `sigmoid`: v sigma(z / tau), the excitation pullback. `hard`: v where z > 0.
 
     `guided`: max(v, 0) where z > 0 (Springenberg et al., arXiv 1412.6806).
@@ -24,14 +25,13 @@ def relu(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau: floa
     if rule in ("hard", "guided"):
         yield z, pull.call(aten.where.ScalarOther, pull.call(aten.gt.Scalar, z, 0), v, 0.0)
         return
-    assert tau is not None
-    gate = _phi(pull, z, tau) if rule == "phi" else pull.call(aten.sigmoid.default, _scaled(pull, z, 1 / tau))
-    yield z, pull.call(aten.mul.Tensor, v, gate)
+    gate = phi(pull, z, tau) if rule == "phi" else over_temperature(pull, z, tau).sigmoid()
+    yield z, (Term(pull, v) * gate).node
 
 
 @adjoint(gates.hardtanh)
 def hardtanh(
-    pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, low: float, high: float, *, rule: str, tau: float | None
+    pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, low: float, high: float, *, rule: str, tau: Temperature
 ) -> Cotangents:
     """The activation is y = z m(z); the cotangent is v times a soft m.
 
@@ -50,8 +50,7 @@ def hardtanh(
         yield z, pull.call(aten.where.ScalarOther, inside, v, 0.0)
         return
     if low == 0:
-        assert tau is not None
-        gated = pull.call(aten.mul.Tensor, v, _phi(pull, z, tau))
+        gated = (Term(pull, v) * phi(pull, z, tau)).node
     else:
         gated = _over(pull, v, low, pull.call(aten.clamp_max.default, z, low))
     if rule != "relu":
@@ -64,13 +63,3 @@ def _over(pull: Pull, v: fx.Node, bound: float, clamped: fx.Node) -> fx.Node:
     return pull.call(
         aten.mul.Tensor, v, pull.call(aten.mul.Tensor, pull.call(aten.reciprocal.default, clamped), bound)
     )
-
-
-def _phi(pull: Pull, z: fx.Node, tau: float) -> fx.Node:
-    """Phi(z / tau) = (1 + erf(z / (tau sqrt 2))) / 2."""
-    erf = pull.call(aten.erf.default, _scaled(pull, z, 1 / (tau * math.sqrt(2))))
-    return pull.call(aten.add.Tensor, pull.call(aten.mul.Tensor, erf, 0.5), 0.5)
-
-
-def _scaled(pull: Pull, z: fx.Node, factor: float) -> fx.Node:
-    return pull.call(aten.mul.Tensor, z, factor)

@@ -8,18 +8,18 @@ a plain ReLU (q = 0) the step is softened, H(z) -> Phi(z / tau), and q is held:
 
 from __future__ import annotations
 
-import math
-
 from torch import fx
 
 from sptrace import gates
 from sptrace.pullback.table import Cotangents, Pull, adjoint
+from sptrace.pullback.temperature import phi
 from sptrace.pullback.term import Term
+from sptrace.softening import Temperature
 
 
 @adjoint(gates.leaky_relu)
 def leaky_relu(
-    pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, slope: float | fx.Node, *, rule: str, tau: float | None
+    pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, slope: float | fx.Node, *, rule: str, tau: Temperature
 ) -> Cotangents:
     """q is the slope: a number, or for a PReLU one a channel."""
     x, cotangent = Term(pull, z), Term(pull, v)
@@ -27,8 +27,7 @@ def leaky_relu(
     if rule == "hard":
         yield z, (x > 0).where(cotangent, cotangent * below).node
         return
-    assert tau is not None
-    yield z, (cotangent * _blend(x, below, tau)).node
+    yield z, (cotangent * _blend(phi(pull, z, tau), below)).node
 
 
 @adjoint(gates.elu)
@@ -42,7 +41,7 @@ def elu(
     input_scale: float,
     *,
     rule: str,
-    tau: float | None,
+    tau: Temperature,
 ) -> Cotangents:
     """q(z) = alpha (exp(b z) - 1) / z with b = input_scale, held at its limit alpha b where z > 0; all times scale."""
     x, cotangent = Term(pull, z), Term(pull, v) * scale
@@ -50,13 +49,11 @@ def elu(
         below = (x.clamp(high=0.0) * input_scale).exp() * (alpha * input_scale)
         yield z, (x > 0).where(cotangent, cotangent * below).node
         return
-    assert tau is not None
     # exp(t) - 1 = tanh(t / 2) (exp(t) + 1), which loses nothing near 0.
     t = (x * input_scale).clamp(high=-1e-12)
     below = (t * 0.5).tanh() * (t.exp() + 1) / t * (alpha * input_scale)
-    yield z, (cotangent * _blend(x, below, tau)).node
+    yield z, (cotangent * _blend(phi(pull, z, tau), below)).node
 
 
-def _blend(x: Term, below: Term | float, tau: float) -> Term:
-    step = (x * (1 / (tau * math.sqrt(2)))).erf() * 0.5 + 0.5
+def _blend(step: Term, below: Term | float) -> Term:
     return step + (1 - step) * below

@@ -17,6 +17,9 @@ from torch import fx
 from sptrace import gates
 from sptrace.graph import shape, static_shape
 from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.pullback.temperature import inverse_temperature
+from sptrace.pullback.term import Term
+from sptrace.softening import Temperature
 
 NEGATIVE_INFINITY = float("-inf")
 
@@ -70,7 +73,7 @@ def max_pool2d(
     ceil_mode: bool,
     *,
     rule: str,
-    tau: float | None,
+    tau: Temperature,
 ) -> Cotangents:
     """`softmax`: v spread over each window with weights softmax(window / tau). `hard`: to its first maximum.
 
@@ -84,25 +87,22 @@ def max_pool2d(
     padded = _pad(pull, z, axes, 0.0 if rule == "softmax" else NEGATIVE_INFINITY)
     slices = list(_slices(pull, padded, axes))
     if rule == "softmax":
-        assert tau is not None
         # The peak keeps exp in range; where there is padding it must count the zeros too.
         peak = (
             y if padded is z else pull.call(aten.max_pool2d.default, padded, kernel, stride, [0, 0], dilation)
         )
-        parts = _softmax_parts(pull, v, slices, peak, tau)
+        parts = _softmax_parts(pull, v, slices, peak, inverse_temperature(pull, z, tau))
     else:
         parts = _first_maximum_parts(pull, v, slices, y)
     yield z, _put_back(pull, parts, axes)
 
 
-def _softmax_parts(pull: Pull, v: fx.Node, slices: list[fx.Node], peak: fx.Node, tau: float) -> list[fx.Node]:
-    powers = []
-    for cells in slices:
-        below = pull.call(aten.sub.Tensor, cells, peak)
-        powers.append(pull.call(aten.exp.default, pull.call(aten.mul.Tensor, below, 1 / tau)))
-    total = reduce(lambda a, b: pull.call(aten.add.Tensor, a, b), powers)
-    share = pull.call(aten.div.Tensor, v, total)
-    return [pull.call(aten.mul.Tensor, power, share) for power in powers]
+def _softmax_parts(
+    pull: Pull, v: fx.Node, slices: list[fx.Node], peak: fx.Node, sharpness: Term | float
+) -> list[fx.Node]:
+    powers = [((Term(pull, cells) - Term(pull, peak)) * sharpness).exp() for cells in slices]
+    share = Term(pull, v) / reduce(Term.__add__, powers)
+    return [(power * share).node for power in powers]
 
 
 def _first_maximum_parts(pull: Pull, v: fx.Node, slices: list[fx.Node], y: fx.Node) -> list[fx.Node]:

@@ -13,7 +13,9 @@ from torch import fx
 
 from sptrace import gates
 from sptrace.pullback.table import Cotangents, Pull, adjoint
+from sptrace.pullback.temperature import over_temperature
 from sptrace.pullback.term import Term
+from sptrace.softening import Temperature
 
 SLOPE, CUBE = math.sqrt(2 / math.pi), 0.044715
 """GELU's approximation: Phi(z) = (1 + tanh(SLOPE (z + CUBE z^3))) / 2."""
@@ -21,11 +23,11 @@ SLOPE, CUBE = math.sqrt(2 / math.pi), 0.044715
 
 @adjoint(gates.silu)
 def silu(
-    pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, sharpness: float, *, rule: str, tau: float | None
+    pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, sharpness: float, *, rule: str, tau: Temperature
 ) -> Cotangents:
     """y = z sigma(c z), so m = sigma(c z), c = 1 for SiLU and 1.702 for quick GELU. `gate`: v sigma(c z / tau)."""
-    x = Term(pull, z) * sharpness
-    factor = (x / (tau or 1)).sigmoid()
+    x = over_temperature(pull, z, tau, sharpness)
+    factor = x.sigmoid()
     if rule == "hard":
         factor = factor * (x * (1 - factor) + 1)
     yield z, (factor * Term(pull, v)).node
@@ -33,10 +35,10 @@ def silu(
 
 @adjoint(gates.gelu)
 def gelu(
-    pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, approximate: str, *, rule: str, tau: float | None
+    pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, approximate: str, *, rule: str, tau: Temperature
 ) -> Cotangents:
     """y = z Phi(z), so m = Phi. `gate`: v Phi(z / tau), Phi in the form that the network uses, exact or by tanh."""
-    x = Term(pull, z) / (tau or 1)
+    x = over_temperature(pull, z, tau)
     if approximate == "tanh":
         square = x * x
         bent = (x * (square * (SLOPE * CUBE) + SLOPE)).tanh()
@@ -51,20 +53,20 @@ def gelu(
 
 
 @adjoint(gates.hardswish)
-def hardswish(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau: float | None) -> Cotangents:
+def hardswish(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau: Temperature) -> Cotangents:
     """y = z m(z) with m(z) = min(1, max(0, z / 6 + 1 / 2)), continuous. `gate`: v m(z / tau)."""
     x, cotangent = Term(pull, z), Term(pull, v)
     if rule == "hard":
         inside = (x + 3 > 0).where(cotangent * (x / 3 + 0.5), 0.0)
         yield z, (x - 3 > 0).where(cotangent, inside).node
         return
-    yield z, (cotangent * (x / (6 * (tau or 1)) + 0.5).clamp(0.0, 1.0)).node
+    yield z, (cotangent * (over_temperature(pull, z, tau, 1 / 6) + 0.5).clamp(0.0, 1.0)).node
 
 
 @adjoint(gates.mish)
-def mish(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau: float | None) -> Cotangents:
+def mish(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau: Temperature) -> Cotangents:
     """y = z m(z) with m(z) = tanh(softplus(z)). `gate`: v m(z / tau)."""
-    x = Term(pull, z) / (tau or 1)
+    x = over_temperature(pull, z, tau)
     factor = x.softplus().tanh()
     if rule == "hard":
         factor = factor + x * x.sigmoid() * (1 - factor * factor)
@@ -81,11 +83,11 @@ def softplus(
     threshold: float,
     *,
     rule: str,
-    tau: float | None,
+    tau: Temperature,
 ) -> Cotangents:
     """`gate`: v sigma(beta z / tau).
 
     softplus(0) is not 0, so no m with y = z m(z) exists. But y is a ReLU smoothed, whose step became the slope
     sigma(beta z): this is the gate. At tau = 1 that is the ordinary derivative.
     """
-    yield z, ((Term(pull, z) * (beta / (tau or 1))).sigmoid() * Term(pull, v)).node
+    yield z, (over_temperature(pull, z, tau, beta).sigmoid() * Term(pull, v)).node

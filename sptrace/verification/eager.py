@@ -22,10 +22,14 @@ from torch.overrides import TorchFunctionMode
 
 from sptrace.errors import UnsupportedError
 from sptrace.verification import eager_gates, eager_products
+from sptrace.verification.eager_scopes import Scopes
 
-__all__ = ["Rule", "reference"]
+__all__ = ["Rule", "measure", "reference"]
 
-Rule = tuple[str, float | None]
+Rule = tuple[str, float | tuple[float] | None]
+"""A rule's name and its temperature: a number, (factor,) for one relative to the gate's input, or None."""
+
+Rules = Mapping[str, Rule] | Callable[[str], Mapping[str, Rule]]
 Pullback = Callable[[Tensor], Tensor]
 
 
@@ -34,7 +38,8 @@ def reference(
     image: Tensor,
     target: Tensor,
     *,
-    rules: Mapping[str, Rule],
+    rules: Rules,
+    scales: list[float] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_range: tuple[float, float] = (-1.0, 1.0),
@@ -49,8 +54,9 @@ def reference(
             with `.logits` or in a mapping with "logits". Its buffers and parameters' `.grad` are left alone.
         image: [N, C, H, W] in `input_range`, of the floating point type of the module.
         target: [N] int64, the class to explain; -1 stands for the class predicted for that sample.
-        rules: for each kind of gate a pair (rule, temperature). A kind that is missing, or whose rule is
-            "hard", is left to autograd.
+        rules: for each kind of gate a pair (rule, temperature), or a function from the path of the module that
+            calls the gate to such a mapping. A kind that is missing, or whose rule is "hard", is left to autograd.
+            A temperature (c,) is c times the standard deviation of the gate's input over its picture.
 
             =============  ===================  ==========================================================
             kind           rules beside "hard"  covers
@@ -73,6 +79,8 @@ def reference(
             "attention"    "value", "full"      scaled_dot_product_attention, and a softmax that a product of
                                                 matrices follows; "full" is autograd again
             =============  ===================  ==========================================================
+        scales: what relative temperatures take in place of those standard deviations: one number a gate, in the
+            order of the calls, as `measure` gives them.
         mean: one value per channel, as `std`. When given, what the network sees is
             ((image - low) / (high - low) - mean) / std; when None, the image as it is.
         std: see `mean`; both or neither.
@@ -96,15 +104,13 @@ def reference(
         raise ValueError("the reference needs a module in eval mode: call module.eval() first")
     if (mean is None) != (std is None):
         raise ValueError("give both mean and std, or neither")
-    _check(rules)
+    if isinstance(rules, Mapping):
+        _check(rules)
+    scopes = Scopes(len(image), scales)
     with torch.enable_grad(), _frozen(module):
         leaf = image.detach().requires_grad_()
-        pixels = leaf.clone()  # a network may overwrite its input, autograd forbids that of a leaf
-        if mean is not None and std is not None:
-            low, high = input_range
-            centre, scale = (image.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
-            pixels = ((pixels - low) / (high - low) - centre) / scale
-        with _SoftenedGates(rules, jitter, seed):
+        pixels = _normalised(leaf, mean, std, input_range)
+        with _SoftenedGates(rules, scopes, jitter, seed), scopes.following(module):
             output = module(pixels)
         logits = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", output)
         resolved = torch.where(target == -1, logits.argmax(1), target)
@@ -113,6 +119,43 @@ def reference(
             direction = direction - logits.detach().softmax(1)
         (attribution,) = torch.autograd.grad(logits, leaf, direction)
     return attribution, logits.detach(), resolved
+
+
+@torch.no_grad()
+def measure(
+    module: nn.Module,
+    pictures: Tensor,
+    *,
+    rules: Rules,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_range: tuple[float, float] = (-1.0, 1.0),
+) -> list[float]:
+    """The standard deviation of the input of every gate with a relative temperature, in the order of the calls.
+
+    Each is of one picture, averaged over the pictures; arguments as in `reference`.
+    """
+    measured = []
+    for some in pictures.split(8):
+        scopes = Scopes(len(some))
+        with _SoftenedGates(rules, scopes), scopes.following(module):
+            module(_normalised(some, mean, std, input_range))
+        measured.append(scopes.seen)
+    return [float(torch.cat(column).mean()) for column in zip(*measured, strict=True)]
+
+
+def _normalised(
+    image: Tensor,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    input_range: tuple[float, float],
+) -> Tensor:
+    pixels = image.clone()  # a network may overwrite its input, autograd forbids that of a leaf
+    if mean is not None and std is not None:
+        low, high = input_range
+        centre, scale = (image.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+        pixels = ((pixels - low) / (high - low) - centre) / scale
+    return pixels
 
 
 @contextmanager
@@ -137,7 +180,8 @@ def _check(rules: Mapping[str, Rule]) -> None:
             )
         softens = _RULES[kind].get(rule) is not None
         heated = softens and kind not in _WITHOUT_TEMPERATURE and rule != "guided"
-        if heated and (temperature is None or temperature <= 0):
+        number = temperature[0] if isinstance(temperature, tuple) else temperature
+        if heated and (number is None or number <= 0):
             raise ValueError(f"rule {rule!r} for {kind!r} needs a temperature above 0, not {temperature}")
 
 
@@ -179,7 +223,7 @@ def _frozen_scale(
 
 def _softmax_pool(
     z: Tensor,
-    tau: float,
+    tau: float | Tensor,
     kernel_size: Any,
     stride: Any = None,
     padding: Any = 0,
@@ -201,8 +245,10 @@ def _softmax_pool(
         overhang.append(max(0, (windows - 1) * s + reach - size - 2 * p))
     (top, left), (height, width) = padding, z.shape[-2:]
     # One channel at a time: whatever stands before the last two axes is a batch.
-    canvas = F.pad(z.reshape(-1, 1, height, width), (left, left + overhang[1], top, top + overhang[0]))
-    weights = torch.softmax(F.unfold(canvas, kernel, dilation, stride=stride) / tau, dim=1)
+    canvas = F.pad(
+        (z / tau).reshape(-1, 1, height, width), (left, left + overhang[1], top, top + overhang[0])
+    )
+    weights = torch.softmax(F.unfold(canvas, kernel, dilation, stride=stride), dim=1)
 
     def pullback(cotangent: Tensor) -> Tensor:
         spread = weights * cotangent.reshape(weights.shape[0], 1, -1)
@@ -362,9 +408,11 @@ class _SoftenedGates(TorchFunctionMode):
     so that nothing is swapped twice.
     """
 
-    def __init__(self, rules: Mapping[str, Rule], jitter: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, rules: Rules, scopes: Scopes, jitter: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         self.rules = rules
+        self.scopes = scopes
+        self.checked: dict[str, Mapping[str, Rule]] = {}
         self.jitter = jitter
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -405,7 +453,7 @@ class _SoftenedGates(TorchFunctionMode):
             )
             beside = self._beside(z, kind) if self.jitter > 0 and kind in _JUMPS else z
             if make_pullback is not None:
-                pullback = make_pullback(beside, tau, **arguments)
+                pullback = make_pullback(beside, self._temperature(z, tau), **arguments)
             else:
                 pullback = _ordinary(func, z, beside, args, kwargs)
         if value is copy:  # that is how an in-place call answers
@@ -425,7 +473,7 @@ class _SoftenedGates(TorchFunctionMode):
             if make_pullback is None:
                 return None
             with torch.no_grad():
-                pullback = make_pullback(z.clone(), tau, sharpness=sharpness)
+                pullback = make_pullback(z.clone(), self._temperature(z, tau), sharpness=sharpness)
                 value = z * torch.sigmoid(sharpness * z)
             softened: Tensor = _Softened.apply(z, lambda: value, pullback)
             in_place: Tensor = args[0]
@@ -438,11 +486,22 @@ class _SoftenedGates(TorchFunctionMode):
         attended: Tensor = _Softened.apply(found[0], lambda: product, found[1])
         return attended
 
-    def _rule(self, kind: str | None) -> tuple[Callable[..., Pullback] | None, float | None]:
-        if kind is None or kind not in self.rules:
+    def _rule(self, kind: str | None) -> tuple[Callable[..., Pullback] | None, Any]:
+        rules = self.rules if isinstance(self.rules, Mapping) else self._rules_here(self.rules)
+        if kind is None or kind not in rules:
             return None, None
-        rule, tau = self.rules[kind]
+        rule, tau = rules[kind]
         return _RULES[kind].get(rule), tau
+
+    def _rules_here(self, rules: Callable[[str], Mapping[str, Rule]]) -> Mapping[str, Rule]:
+        path = self.scopes.path
+        if path not in self.checked:
+            self.checked[path] = rules(path)
+            _check(self.checked[path])
+        return self.checked[path]
+
+    def _temperature(self, z: Tensor, tau: Any) -> Any:
+        return self.scopes.temperature(z, *tau) if isinstance(tau, tuple) else tau
 
     def _beside(self, z: Tensor, kind: str | None) -> Tensor:
         """z moved a little, so that gates close to their threshold fall on either side.

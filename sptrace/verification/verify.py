@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from sptrace.artifact import Measured, Preprocessing, Verification
 from sptrace.errors import VerificationError
 from sptrace.programs import program_kind
 from sptrace.softening import Softening
-from sptrace.verification.eager import reference
+from sptrace.verification.eager import measure, reference
 from sptrace.verification.eager_programs import EAGER
 
 TOLERANCE = 1e-4
@@ -50,6 +50,7 @@ class Eager:
         network: the original module, which is not changed.
         preprocessing: its mean, std and input_range.
         softening: rules and temperatures.
+        calibration: pictures on which relative temperatures are fixed, float32 [M, 3, H, W]; None: they are not.
     """
 
     program: str
@@ -57,6 +58,18 @@ class Eager:
     network: torch.nn.Module
     preprocessing: Preprocessing
     softening: Softening
+    calibration: Tensor | None = None
+
+    @cached_property
+    def _scales(self) -> list[float] | None:
+        if self.calibration is None:
+            return None
+        return measure(self.network, self.calibration, rules=self.softening.gates, **self._input)
+
+    @property
+    def _input(self) -> dict[str, Any]:
+        how = self.preprocessing
+        return {"mean": how.mean, "std": how.std, "input_range": how.input_range}
 
     def __call__(
         self, image: Tensor, target: Tensor, jitter: float = 0.0, seed: int = 0
@@ -72,10 +85,9 @@ class Eager:
             self.network,
             image,
             target,
-            rules=self.softening.gates(),
-            mean=self.preprocessing.mean,
-            std=self.preprocessing.std,
-            input_range=self.preprocessing.input_range,
+            rules=self.softening.gates,
+            scales=self._scales,
+            **self._input,
             objective=self.settings.get("objective", "logit"),
             jitter=jitter,
             seed=seed,

@@ -94,7 +94,7 @@ def test_normalisation_is_part_of_the_artifact(run: Run, exported: Path, tmp_pat
         (("efficientnet_lite9",), "efficientnet_lite0"),
         (("torchvision:resnet5",), "torchvision:resnet50"),
         (("{exported}", "--tau", "relu"), "NAME=VALUE"),
-        (("{exported}", "--tau", "relu=warm"), "not a number"),
+        (("{exported}", "--tau", "relu=warm"), "must be a number"),
         (("{exported}", "--tau", "relu=-1"), "above 0"),
         (("{exported}", "--tau", "rely=1"), "relu"),
         (("{exported}", "--rule", "relu=softly"), "phi"),
@@ -158,3 +158,44 @@ def test_a_network_without_rules_leaves_no_file(run: Run, tmp_path: Path) -> Non
     assert "aten.sort" in errors
     assert artifact.read_bytes() == b"what was there before"
     assert {file.name for file in tmp_path.iterdir()} == {"sorting.pt2", "out.onnx"}
+
+
+def test_a_softening_from_flags(run: Run, exported: Path, tmp_path: Path) -> None:
+    artifact, folder = tmp_path / "tiny.onnx", tmp_path / "pictures"
+    folder.mkdir()
+    for shade in (10, 200):
+        noise = np.random.default_rng(shade).integers(0, shade, (30, 30, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(folder / f"{shade}.png")
+    (folder / "notes.txt").write_text("no picture")
+    softened = ("--tau", "relu=0.5std", "--calibrate", folder)
+    status, output, errors = run("compile", exported, "-o", artifact, *softened)
+    assert (status, errors) == (0, "")
+    assert "1 relu (phi, tau 0.5std)" in output
+    description = sptrace.load(artifact).description
+    assert description.softening == sptrace.Softening(tau={"relu": "0.5std"}, scale="calibration")
+    assert len(description.scales) == 1
+    run("compile", exported, "-o", artifact, "--override", "*:relu=sigmoid", "--override", "*:max_pool=hard")
+    status, _, errors = run("compile", exported, "-o", artifact, "--override", "*:relu=0.25")
+    assert status == 0
+    wanted = sptrace.Softening(overrides={"*": {"relu": 0.25}})
+    assert sptrace.load(artifact).description.softening == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--override", "relu=0.3"), "write PATTERN:KIND=VALUE"),
+        (("--override", "a:relu"), "--override relu: write NAME=VALUE"),
+        (("--override", "nowhere:relu=0.3"), "matches no relu gate"),
+        (("--tau", "relu=0.5std", "--calibrate", "{tmp_path}/none"), "there is no folder"),
+        (("--tau", "relu=0.5std", "--calibrate", "{tmp_path}"), "holds no pictures"),
+    ],
+)
+def test_mistakes_in_a_softening(
+    run: Run, exported: Path, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    words = tuple(word.format(tmp_path=tmp_path) for word in words)
+    status, _, errors = run("compile", exported, "-o", tmp_path / "tiny.onnx", *words)
+    assert status == 2
+    assert message in errors.replace("\n", " ")
+    assert not (tmp_path / "tiny.onnx").exists()

@@ -37,7 +37,7 @@ def test_everything_is_shown(toy: Any, run: Any) -> None:
     lines = fields(output)
     for expected in (
         ["program", "toy_pullback"],
-        ["preset", "paper"],
+        ["softening", "paper"],
         ["network", "toy:mean"],
         ["weights", "random"],
         ["classes", "7"],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from sptrace import gates, passes
 from sptrace.artifact import GateCount
 from sptrace.capture import capture
+from sptrace.errors import SptraceError
 from sptrace.softening import Softening
 
 
@@ -119,3 +121,51 @@ def test_where_a_gate_came_from_is_kept() -> None:
     [gate] = [node for node in module.graph.nodes if node.target is gates.relu]
     assert gate.meta["path"] == "act"
     assert gate.meta["adjoint"] is False
+
+
+def test_overrides_by_module_path() -> None:
+    softening = Softening(overrides={"block.*": {"relu6": "hard"}, "st*": {"relu": 0.25}})
+    module = capture(classifier(), images(1))
+    passes.run(passes.PREPARE, module)
+    assert passes.soften(module, softening) == (
+        GateCount("max_pool", "softmax", 0.3, 1),
+        GateCount("relu", "phi", 0.25, 1),
+        GateCount("relu", "phi", 0.6, 1),
+        GateCount("relu6", "hard", None, 1),
+    )
+    taus = [node.kwargs["tau"] for node in module.graph.nodes if node.target is gates.relu]
+    assert taus == [0.25, 0.6]
+
+
+def test_attention_overrides_by_module_path() -> None:
+    def body(self: Any, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        for attention in self.attentions:
+            tokens = attention(tokens, tokens, tokens)[0]
+        return tokens
+
+    attentions = nn.ModuleList(nn.MultiheadAttention(3, 1, batch_first=True) for _ in range(2))
+    module = capture(small(body, attentions=attentions), images(1))
+    passes.run(passes.PREPARE, module)
+    counts = passes.soften(module, Softening(overrides={"attentions.1": {"attention": "full"}}))
+    assert counts == (GateCount("attention", "full", None, 1), GateCount("attention", "value", 1.0, 1))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"steam.*": {"relu": 0.3}},
+            "'steam.*' matches no relu gate of the network: it has them in stem.2, act",
+        ),
+        (
+            {"stem.*": {"relu": 0.3, "gelu": 1}},
+            "'stem.*' matches no gelu gate of the network: it has none at all",
+        ),
+    ],
+)
+def test_an_override_that_matches_nothing(overrides: Any, message: str) -> None:
+    module = capture(classifier(), images(1))
+    passes.run(passes.PREPARE, module)
+    with pytest.raises(SptraceError, match=re.escape(message)):
+        passes.soften(module, Softening(overrides=overrides))

@@ -1,0 +1,63 @@
+"""Relative temperatures measured once, when compiling: at run time they then cost nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from sptrace.artifact import LayerScale
+from sptrace.softening import Relative
+
+CHUNK = 8
+"""Pictures at a time."""
+
+
+@torch.no_grad()
+def calibrate(module: fx.GraphModule, pictures: Tensor) -> tuple[LayerScale, ...]:
+    """Turn every relative temperature into a fixed one: its factor times the scale of the gate's input.
+
+    The scale is the standard deviation of the input over one picture, averaged over the pictures (METHOD: beyond the
+    paper). Gates whose input is the same everywhere keep the smallest normal float32 as their scale.
+
+    Arguments:
+        module: softened; its one input is the image.
+        pictures: float32 [M, 3, H, W] in the input's range.
+
+    Returns:
+        What was measured, in the order of the graph.
+    """
+    totals: dict[fx.Node, float] = {}
+    for some in pictures.split(CHUNK):
+        _Measure(module, totals).run(some)
+    scales = {
+        node: max(total / len(pictures), float(torch.finfo(torch.float32).tiny))
+        for node, total in totals.items()
+    }
+    for node, scale in scales.items():
+        node.kwargs = {**node.kwargs, "tau": node.kwargs["tau"].factor * scale}  # type: ignore[union-attr]
+    module.recompile()
+    return tuple(LayerScale(str(node.meta["path"]), scale) for node, scale in scales.items())
+
+
+class _Measure(fx.Interpreter):
+    """Runs the graph and adds up, over the pictures, the standard deviations of what its relative gates see."""
+
+    def __init__(self, module: fx.GraphModule, totals: dict[fx.Node, float]) -> None:
+        super().__init__(module)
+        self.totals = totals
+        self.pictures = 0
+
+    def run(self, image: Tensor) -> Any:  # type: ignore[override]  # it has one input
+        """Measure the layers for image, float32 [N, 3, H, W]."""
+        self.pictures = len(image)
+        return super().run(image)
+
+    def run_node(self, node: fx.Node) -> Any:
+        """Run it; first measure its input if its temperature is relative."""
+        if isinstance(node.kwargs.get("tau"), Relative):
+            z = self.env[node.args[0]]  # type: ignore[index]
+            rows = z.reshape(self.pictures, -1)
+            self.totals[node] = self.totals.get(node, 0.0) + float(rows.std(1, correction=0).sum())
+        return super().run_node(node)

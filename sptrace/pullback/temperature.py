@@ -1,0 +1,53 @@
+"""Temperatures: what a soft gate divides its input by."""
+
+from __future__ import annotations
+
+import math
+
+from torch import fx
+
+from sptrace.errors import UnsupportedError
+from sptrace.graph import BATCHES, is_batch, shape, value
+from sptrace.pullback.table import Pull, aten
+from sptrace.pullback.term import Term
+from sptrace.softening import Relative, Temperature
+
+SMALLEST = 1e-12
+"""A layer whose input is the same everywhere has no scale; this keeps its gates finite."""
+
+
+def over_temperature(pull: Pull, z: fx.Node, tau: Temperature, times: float = 1.0) -> Term:
+    """`times` z / tau, in the shape of z; a rule without a temperature has tau = 1."""
+    return Term(pull, z) * inverse_temperature(pull, z, tau, times)
+
+
+def phi(pull: Pull, z: fx.Node, tau: Temperature) -> Term:
+    """Phi(z / tau) = (1 + erf(z / (tau sqrt 2))) / 2."""
+    return over_temperature(pull, z, tau, 1 / math.sqrt(2)).erf() * 0.5 + 0.5
+
+
+def inverse_temperature(pull: Pull, z: fx.Node, tau: Temperature, times: float = 1.0) -> Term | float:
+    """`times` / tau: a number, or for a relative temperature one number a picture that broadcasts over z."""
+    if not isinstance(tau, Relative):
+        return times / (tau or 1.0)
+    return _variance(pull, z).clamp(low=SMALLEST**2).rsqrt() * (times / tau.factor)
+
+
+def _variance(pull: Pull, z: fx.Node) -> Term:
+    """The variance of z over each picture, broadcasting over z."""
+    sizes = shape(z)
+    pull.sizes(z, range(1, len(sizes)))
+    if is_batch(z, 0):
+        return _over(Term(pull, z), list(range(1, len(sizes))))
+    # Several rows a picture: windows of it, one after the other.
+    rows, rest = divmod(value(z).shape[0], BATCHES[0])
+    if sizes[0] != -1 or rest:
+        raise UnsupportedError("a relative temperature needs to know which numbers belong to which picture")
+    variance = _over(Term(pull, pull.reshape(z, [-1, value(z)[:rows].numel()])), [1])
+    repeated = pull.call(aten.expand.default, variance.node, [-1, rows])
+    return Term(pull, pull.reshape(repeated, [-1] + [1] * (len(sizes) - 1)))
+
+
+def _over(x: Term, dims: list[int]) -> Term:
+    apart = x - x.mean(dims)
+    return (apart * apart).mean(dims)

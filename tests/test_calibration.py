@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small_networks import classifier, images
+from torch import Tensor
+
+import sptrace
+from sptrace import Softening
+from sptrace.artifact import Description
+
+RELATIVE = {"relu": "0.5std", "max_pool": "0.2std"}
+
+
+def hooked(network: torch.nn.Module, pictures: Tensor) -> dict[str, list[float]]:
+    """Standard deviation of what the modules take, one a picture and call."""
+    seen: dict[str, list[float]] = {}
+    for name, module in network.named_modules():
+        if not list(module.children()):
+            module.register_forward_pre_hook(
+                lambda _, inputs, name=name: seen.setdefault(name, []).append(
+                    float(inputs[0].std(correction=0))
+                )
+            )
+    for picture in pictures:
+        network(picture[None])
+    return seen
+
+
+def compiled(softening: Softening, calibration: Tensor | None = None) -> sptrace.Program:
+    return sptrace.compile(classifier(), images(2), softening=softening, calibration=calibration)
+
+
+def explain(program: sptrace.Program) -> Tensor:
+    with torch.no_grad():
+        answer: Tensor = program.module(images(2), torch.tensor([0, 1]))[0]
+    return answer
+
+
+@pytest.mark.parametrize("count", [None, 1, 11])
+def test_scales_are_means_over_the_calibration_pictures(count: int | None) -> None:
+    pictures = images(2) if count is None else images(count, seed=5)
+    seen = hooked(classifier(), pictures)
+    program = compiled(Softening(tau=RELATIVE, scale="calibration"), None if count is None else pictures)
+    scales = program.description.scales
+    assert [scale.path for scale in scales] == ["stem.2", "pool", "act"]
+    for scale in scales:
+        wanted = sum(seen[scale.path]) / len(pictures)
+        assert scale.scale == pytest.approx(wanted, rel=1e-5)
+    fixed = {scale.path: scale.scale for scale in scales}
+    absolute = Softening(
+        overrides={
+            path: {kind: factor * fixed[path]}
+            for path, kind, factor in (
+                ("stem.2", "relu", 0.5),
+                ("pool", "max_pool", 0.2),
+                ("act", "relu", 0.5),
+            )
+        }
+    )
+    torch.testing.assert_close(explain(program), explain(compiled(absolute)), rtol=1e-5, atol=1e-7)
+
+
+def test_it_is_written_into_the_artifact() -> None:
+    softening = Softening(tau=RELATIVE, scale="calibration")
+    description = Description.from_json(compiled(softening).description.to_json())
+    assert description.softening == softening
+    assert len(description.scales) == 3
+    assert {(gate.kind, gate.tau) for gate in description.gates} == {
+        ("max_pool", "0.2std"),
+        ("relu", "0.5std"),
+        ("relu6", 0.6),
+    }
+
+
+@pytest.mark.parametrize(
+    ("softening", "calibration", "message"),
+    [
+        (Softening(), images(1), "calibration pictures are for relative temperatures"),
+        (Softening(tau=RELATIVE), images(1), "calibration pictures are for relative temperatures"),
+        (Softening(tau=RELATIVE, scale="calibration"), images(1, 24), "the calibration pictures are"),
+        (
+            Softening(tau=RELATIVE, scale="calibration"),
+            images(1)[0],
+            "the calibration must be a float32 tensor",
+        ),
+        (Softening(tau=RELATIVE, scale="calibration"), "folder", "the calibration must be a float32 tensor"),
+    ],
+)
+def test_mistakes(softening: Softening, calibration: Any, message: str) -> None:
+    with pytest.raises(sptrace.SptraceError, match=message):
+        compiled(softening, calibration)
