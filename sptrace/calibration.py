@@ -29,8 +29,8 @@ def calibrate(module: fx.GraphModule, pictures: Tensor) -> tuple[LayerScale, ...
         What was measured, in the order of the graph.
     """
     totals: dict[fx.Node, float] = {}
-    for some in pictures.split(CHUNK):
-        _Measure(module, totals).run(some)
+    for first in range(0, len(pictures), CHUNK):
+        _Measure(module, totals).run(pictures[first : first + CHUNK])
     scales = {
         node: max(total / len(pictures), float(torch.finfo(torch.float32).tiny))
         for node, total in totals.items()

@@ -182,7 +182,7 @@ class Softening:
         """Rule and temperature for one kind of gate: in the module of that path, or where no override matches."""
         gate = self._default(kind, self._rule(kind))
         if kind in self.tau:
-            gate = gate._replace(tau=self.tau[kind])
+            gate = gate._replace(tau=_temperature(self.tau[kind]))
         for pattern in self.matching(kind, path) if path is not None else ():
             override = self.overrides[pattern][kind]
             gate = self._default(kind, override.rule or self._rule(kind))

@@ -136,7 +136,8 @@ def measure(
     Each is of one picture, averaged over the pictures; arguments as in `reference`.
     """
     measured = []
-    for some in pictures.split(8):
+    for first in range(0, len(pictures), 8):
+        some = pictures[first : first + 8]
         scopes = Scopes(len(some))
         with _SoftenedGates(rules, scopes), scopes.following(module):
             module(_normalised(some, mean, std, input_range))
