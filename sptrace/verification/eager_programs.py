@@ -1,7 +1,8 @@
 """The programs a second time, in eager PyTorch and plain Python loops: what compiled programs are verified against.
 
 Like `sptrace.verification.eager` it shares no code with the compiler. Each program is a function of `pull`, which maps
-(image, target) to (attribution, logits, resolved target), and of the program's settings.
+(image, target) to (attribution, logits, resolved target), and of the program's settings. A direction takes the place of
+the target everywhere.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from sptrace.artifact import Measured, Preprocessing, Verification
 from sptrace.errors import VerificationError
 from sptrace.programs import program_kind
 from sptrace.softening import Softening
-from sptrace.verification.eager import reference
+from sptrace.verification.eager import activation, reference
 from sptrace.verification.eager_programs import EAGER
 
 TOLERANCE = 1e-4
@@ -61,7 +61,7 @@ class Eager:
     def __call__(
         self, image: Tensor, target: Tensor, jitter: float = 0.0, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Explain image, float32 [N, 3, H, W], for target, int64 [N]; jitter and seed as in `reference`."""
+        """Explain image, float32 [N, 3, H, W], for target, int64 [N], or a direction; the rest as in `reference`."""
         pull = partial(self._pull, jitter=jitter, seed=seed)
         return EAGER[self.program](pull, image, target, self.settings, self.preprocessing.input_range)
 
@@ -77,8 +77,22 @@ class Eager:
             std=self.preprocessing.std,
             input_range=self.preprocessing.input_range,
             objective=self.settings.get("objective", "logit"),
+            layer=self.settings["layer"],
+            position=self.settings.get("position"),
             jitter=jitter,
             seed=seed,
+        )
+
+    def activation(self, image: Tensor) -> Tensor:
+        """What a target chooses from if there is a layer, float32 [N, channels]."""
+        return activation(
+            self.network,
+            image,
+            layer=self.settings["layer"],
+            position=self.settings["position"],
+            mean=self.preprocessing.mean,
+            std=self.preprocessing.std,
+            input_range=self.preprocessing.input_range,
         )
 
 
@@ -87,7 +101,8 @@ def verify(
 ) -> Verification:
     """Run the program on the example and on a second batch size, in onnxruntime, torch.fx and eager PyTorch.
 
-    The class explained is the predicted one, the program's run-time settings those of `eager`. Errors are the largest
+    What is explained is what a target of -1 stands for, or a random direction; the program's run-time settings are
+    those of `eager`. Errors are the largest
     difference, as a share of the largest value. If a gate is hard, attributions are measured by the L2 norm instead,
     as a share of the norm, and may also differ by what gates in doubt explain (see `JITTER`).
 
@@ -108,29 +123,41 @@ def verify(
     session = onnxruntime.InferenceSession(onnx_model, _quiet(), providers=["CPUExecutionProvider"])
     distance = _relative_norm if hard else _relative_maximum
     settings = {item.name: eager.settings[item.name] for item in session.get_overridable_initializers()}
+    (neuron,) = (item for item in session.get_inputs() if item.name in ("target", "direction"))
+    names = [item.name for item in session.get_outputs()]
     measured = []
     for images in (example, torch.cat([example, example[:1].flip(-1)])):
-        target = torch.full((len(images),), -1)
+        chosen = _chosen(neuron, len(images))
         feeds: dict[str, NDArray[Any]] = {
             name: np.array(setting, dtype=_dtype(setting)) for name, setting in settings.items()
         }
-        attribution, logits = session.run(
-            ["attribution", "logits"], {"image": images.numpy(), "target": target.numpy(), **feeds}
-        )
+        feeds |= {"image": images.numpy(), neuron.name: chosen.numpy()}
+        answers = dict(zip(names, session.run(names, feeds), strict=True))
+        attribution, logits = answers["attribution"], answers["logits"]
         with torch.no_grad():
-            module_attribution, module_logits = module(images, target, **settings)[:2]
-        # The class that the program predicted: two equal logits are no error of the pullback.
-        resolved = torch.from_numpy(logits.argmax(axis=1))
+            module_answers = dict(zip(names, module(images, chosen, **settings), strict=True))
+        # What the program itself took for the largest: two equal logits are no error of the pullback.
+        resolved = chosen if neuron.name == "direction" else _resolved(answers, eager.settings)
         eager_attribution, eager_logits = (answer.numpy() for answer in eager(images, resolved))
         doubts = [eager(images, resolved, JITTER, seed)[0].numpy() for seed in range(DOUBTS if hard else 0)]
+        activations: dict[str, float] = {}
+        if "activation" in answers:
+            for other, theirs in (
+                ("module", module_answers["activation"]),
+                ("eager", eager.activation(images)),
+            ):
+                activations[f"activation_to_{other}"] = _relative_maximum(
+                    answers["activation"], theirs.numpy()
+                )
         measured.append(
             Measured(
                 batch=len(images),
-                attribution_to_module=distance(attribution, module_attribution.numpy()),
-                logits_to_module=_relative_maximum(logits, module_logits.numpy()),
+                attribution_to_module=distance(attribution, module_answers["attribution"].numpy()),
+                logits_to_module=_relative_maximum(logits, module_answers["logits"].numpy()),
                 attribution_to_eager=distance(attribution, eager_attribution),
                 logits_to_eager=_relative_maximum(logits, eager_logits),
                 doubt=max((distance(doubt, eager_attribution) for doubt in doubts), default=0.0),
+                **activations,
             )
         )
     result = Verification(
@@ -143,6 +170,20 @@ def verify(
     )
     _refuse_disagreement(result)
     return result
+
+
+def _chosen(neuron: onnxruntime.NodeArg, pictures: int) -> Tensor:
+    """What is explained: -1 for every picture, or a direction for each."""
+    if neuron.name == "target":
+        return torch.full((pictures,), -1)
+    return torch.randn(pictures, neuron.shape[1], generator=torch.Generator().manual_seed(0))
+
+
+def _resolved(answers: Mapping[str, NDArray[np.float32]], settings: Mapping[str, Any]) -> Tensor:
+    """What a target of -1 stands for, int64 [N]."""
+    values = answers.get("activation", answers["logits"])
+    unit = settings.get("unit")
+    return torch.from_numpy(values.argmax(axis=1)) if unit is None else torch.full((len(values),), unit)
 
 
 def _dtype(setting: float) -> type:
@@ -164,8 +205,10 @@ def _refuse_disagreement(result: Verification) -> None:
             ("attribution", "the eager reference", batch.attribution_to_eager, allowed),
             ("logits", "its torch.fx program", batch.logits_to_module, TOLERANCE),
             ("logits", "the eager reference", batch.logits_to_eager, TOLERANCE),
+            ("activation", "its torch.fx program", batch.activation_to_module, TOLERANCE),
+            ("activation", "the eager reference", batch.activation_to_eager, TOLERANCE),
         ):
-            if not error <= tolerance:  # so that NaN is refused too
+            if error is not None and not error <= tolerance:  # so that NaN is refused too
                 raise VerificationError(
                     f"the {what} of the ONNX program and of {other} differ by {error:.1e} at batch size "
                     f"{batch.batch}, more than {tolerance:.0e}: nothing was saved; "
