@@ -11,7 +11,8 @@ from torch import Tensor, fx
 
 from sptrace import direction, passes
 from sptrace.artifact import GateCount, Preprocessing
-from sptrace.graph import GraphBuilder, placeholder, static_shape
+from sptrace.errors import SptraceError
+from sptrace.graph import GraphBuilder, placeholder, shape, static_shape
 from sptrace.neuron import LOGIT, Neuron
 from sptrace.pullback import pull_back
 from sptrace.softening import Softening
@@ -55,7 +56,7 @@ def assemble(
         neuron: what is pulled back.
 
     Raises:
-        SptraceError: the layer has no such unit or position.
+        SptraceError: the layer has no such unit or position, or is no map.
         UnsupportedError: an op has no rule.
     """
     _normalize_input(module, preprocessing)
@@ -77,6 +78,7 @@ def assemble(
         if neuron.layer is not None:
             results["activation"] = activation
         elif features is not None:
+            _require_map(features)
             with _hard_where_guided(graph):
                 results |= {"features": features, "cotangent": pull_back(module, logits, cotangent, features)}
     output.args = (tuple(results.values()),)
@@ -84,6 +86,14 @@ def assemble(
     (classes,) = static_shape(logits, [1])
     passes.run(passes.LOWER, module)
     return Assembled(module, gates, classes, preprocessing.input_range)
+
+
+def _require_map(features: fx.Node) -> None:
+    if len(shape(features)) != 4:
+        sizes = ", ".join(map(str, shape(features)[1:]))
+        raise SptraceError(
+            f"a class activation map needs a layer whose output is [N, C, H, W], not [N, {sizes}]: choose another layer"
+        )
 
 
 @contextmanager

@@ -126,6 +126,21 @@ _PATH: Mapping[str, Option] = {
         0.0, "what the path starts from: one value for all pixels", _is_number, "a number", True
     ),
 }
+_CAM: Mapping[str, Option] = {
+    "layer": Option(
+        None,
+        "path of the module whose map is taken; None: the last with convolutions and an output [N, C, H, W]",
+        _LAYER.check,
+        _LAYER.wanted,
+    ),
+    "interpolation": Option(
+        "bilinear",
+        "how the map is enlarged to the image: bilinear or nearest",
+        _one_of("bilinear", "nearest"),
+        "bilinear or nearest",
+    ),
+    "direction": _DIRECTION,
+}
 
 PAPER = "arXiv 2507.22832"
 
@@ -276,6 +291,26 @@ PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
             (PAPER, "Shrikumar et al., arXiv 1605.01713"),
             {},
             1e-4,
+        ),
+        "gradcam": ProgramKind(
+            "class activation map of a layer, its channels weighed by their mean gradient; alike in all colours",
+            "Selvaraju et al., arXiv 1610.02391",
+            "hard",
+            _CAM,
+            is_cam=True,
+        ),
+        "guided_gradcam": ProgramKind(
+            "guided_backprop times the Grad-CAM of a layer",
+            "Selvaraju et al., arXiv 1610.02391",
+            "guided",
+            _CAM,
+            is_cam=True,
+        ),
+        "guided_pullback_cam": ProgramKind(
+            "the pullback times the class activation map whose weights are its means at a layer",
+            PAPER,
+            options=_CAM,
+            is_cam=True,
         ),
     }
 )

@@ -14,7 +14,7 @@ def programs() -> None:
     width = max(map(len, PROGRAMS))
     for name, kind in PROGRAMS.items():
         typer.echo(f"{name:{width}}  {kind.summary} [{kind.source}]{_options(_own(kind.options))}")
-    typer.echo("\nWhat is explained (programs without an option layer of their own):")
+    typer.echo("\nWhat is explained (programs with a layer of their own take direction alone):")
     width = max(map(len, NEURON))
     for name, option in NEURON.items():
         typer.echo(f"  {name:{width}}  {option.help} (default: {option.default})")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from sptrace.artifact import Measured, Preprocessing, Verification
 from sptrace.errors import VerificationError
 from sptrace.programs import program_kind
 from sptrace.softening import Softening
-from sptrace.verification.eager import activation, reference
+from sptrace.verification.eager import activation, at_layer, reference
 from sptrace.verification.eager_programs import EAGER
 
 TOLERANCE = 1e-4
@@ -62,37 +61,58 @@ class Eager:
         self, image: Tensor, target: Tensor, jitter: float = 0.0, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Explain image, float32 [N, 3, H, W], for target, int64 [N], or a direction; the rest as in `reference`."""
-        pull = partial(self._pull, jitter=jitter, seed=seed)
+        pull = _Pull(self, jitter, seed)
         return EAGER[self.program](pull, image, target, self.settings, self.preprocessing.input_range)
-
-    def _pull(
-        self, image: Tensor, target: Tensor, *, jitter: float, seed: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return reference(
-            self.network,
-            image,
-            target,
-            rules=self.softening.gates(),
-            mean=self.preprocessing.mean,
-            std=self.preprocessing.std,
-            input_range=self.preprocessing.input_range,
-            objective=self.settings.get("objective", "logit"),
-            layer=self.settings["layer"],
-            position=self.settings.get("position"),
-            jitter=jitter,
-            seed=seed,
-        )
 
     def activation(self, image: Tensor) -> Tensor:
         """What a target chooses from if there is a layer, float32 [N, channels]."""
-        return activation(
-            self.network,
+        layer, position = self.settings["layer"], self.settings["position"]
+        return activation(self.network, image, layer=layer, position=position, **self.normalisation())
+
+    def normalisation(self) -> dict[str, Any]:
+        """What the reference needs to know of the preprocessing."""
+        how = self.preprocessing
+        return {"mean": how.mean, "std": how.std, "input_range": how.input_range}
+
+
+@dataclass(frozen=True)
+class _Pull:
+    """The pullback of `Eager`, with hard gates jittered; see `sptrace.verification.eager_programs.Pull`."""
+
+    eager: Eager
+    jitter: float
+    seed: int
+
+    def __call__(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        eager, settings = self.eager, self.eager.settings
+        is_cam = program_kind(eager.program).is_cam
+        return reference(
+            eager.network,
             image,
-            layer=self.settings["layer"],
-            position=self.settings["position"],
-            mean=self.preprocessing.mean,
-            std=self.preprocessing.std,
-            input_range=self.preprocessing.input_range,
+            target,
+            rules=eager.softening.gates(),
+            objective=settings.get("objective", "logit"),
+            layer=None if is_cam else settings["layer"],
+            position=settings.get("position"),
+            jitter=self.jitter,
+            seed=self.seed,
+            **eager.normalisation(),
+        )
+
+    def at_layer(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        rules = {
+            kind: ("hard", None) if rule == "guided" else (rule, tau)
+            for kind, (rule, tau) in self.eager.softening.gates().items()
+        }
+        return at_layer(
+            self.eager.network,
+            image,
+            target,
+            layer=self.eager.settings["layer"],
+            rules=rules,
+            jitter=self.jitter,
+            seed=self.seed,
+            **self.eager.normalisation(),
         )
 
 
