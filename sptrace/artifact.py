@@ -87,6 +87,8 @@ class Measured:
         attribution_to_eager, logits_to_eager: distance to the eager reference.
         doubt: how far the eager reference moves when hard gates whose input is 0 but for rounding are thrown to either
             side, by the same measure as attributions; 0 where no gate is hard.
+        activation_to_module, activation_to_eager: the same of a layer's activation, as of logits; None where the
+            program has no such output.
     """
 
     batch: int
@@ -95,6 +97,8 @@ class Measured:
     attribution_to_eager: float
     logits_to_eager: float
     doubt: float = 0.0
+    activation_to_module: float | None = None
+    activation_to_eager: float | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,7 @@ class Description:
             softening = Softening(**data.pop("softening"))
             gates = tuple(GateCount(**gate) for gate in data.pop("gates"))
             scales = tuple(LayerScale(**scale) for scale in data.pop("scales"))
+            settings = _tuples(data.pop("settings"))
             verification = data.pop("verification")
             if verification is not None:
                 batches = tuple(Measured(**batch) for batch in verification.pop("batches"))
@@ -175,6 +180,7 @@ class Description:
                 softening=softening,
                 gates=gates,
                 scales=scales,
+                settings=settings,
                 verification=verification,
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -1,16 +1,20 @@
-"""A program as one torch.fx graph: normalisation, network, target, pullback."""
+"""A pullback as one torch.fx graph: normalisation, network, the neuron explained, the adjoint."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from sptrace import passes
+from sptrace import direction, passes
 from sptrace.artifact import GateCount, LayerScale, Preprocessing
 from sptrace.calibration import calibrate
-from sptrace.graph import GraphBuilder, placeholder, static_shape, without_data
+from sptrace.errors import SptraceError
+from sptrace.graph import GraphBuilder, placeholder, shape, static_shape
+from sptrace.neuron import LOGIT, Neuron
 from sptrace.pullback import pull_back
 from sptrace.softening import Softening
 
@@ -19,11 +23,13 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Assembled:
-    """A program in torch.fx.
+    """A pullback in torch.fx.
 
     Arguments:
-        module: inputs image float32 [N, 3, H, W] and target int64 [N] (-1: the predicted class); outputs
-            attribution, of the image's shape, and logits [N, classes].
+        module: its inputs are image float32 [N, 3, H, W] and either target int64 [N] or direction float32 [N, units].
+            Its outputs: attribution, of the image's shape; logits [N, classes]; chosen, the target with every -1
+            resolved or the direction itself; with a layer activation [N, units], that which the neuron is one of;
+            for class activation maps features [N, C, H, W], the layer's output, and their cotangent.
         gates: how many gates were softened, and how.
         scales: what relative temperatures refer to, where that was measured when compiling.
         classes: number of logits.
@@ -41,19 +47,21 @@ def assemble(
     module: fx.GraphModule,
     preprocessing: Preprocessing,
     softening: Softening,
-    objective: str = "logit",
+    neuron: Neuron = LOGIT,
     calibration: Tensor | None = None,
 ) -> Assembled:
-    """Turn a captured network into its pullback program; `module` is used up.
+    """Turn a captured network into its pullback; `module` is used up.
 
     Arguments:
-        module: as `sptrace.capture` gives it.
+        module: as `sptrace.capture` gives it, with the neuron's layer if that has one. With a layer that is not the
+            neuron's, the layer's output and its cotangent are given too.
         preprocessing: its mean, std and input_range become the program's first step.
         softening: rules and temperatures of the gates.
-        objective: what is pulled back: the target's "logit", or its log-probability ("cross_entropy").
+        neuron: what is pulled back.
         calibration: float32 [M, 3, H, W]; on these pictures relative temperatures are fixed. None: they stay relative.
 
     Raises:
+        SptraceError: the layer has no such unit or position, or is no map.
         UnsupportedError: an op has no rule.
     """
     _normalize_input(module, preprocessing)
@@ -62,16 +70,52 @@ def assemble(
     scales = () if calibration is None else calibrate(module, calibration)
     graph = module.graph
     output = next(node for node in graph.nodes if node.op == "output")
-    logits = output.args[0]
+    logits, features = output.args[0] if isinstance(output.args[0], tuple) else (output.args[0], None)
     image = placeholder(graph, "image")
     with graph.inserting_before(output):
-        cotangent = _direction(module, logits, objective)
-        attribution = pull_back(module, logits, cotangent, image)
-    output.args = ((attribution, logits),)
-    output.meta = {"names": ("attribution", "logits")}
+        explained = logits if neuron.layer is None else features
+        activation = direction.activation(module, explained, neuron)
+        chosen, cotangent = direction.choose(module, explained, activation, neuron)
+        results = {
+            "attribution": pull_back(module, explained, cotangent, image),
+            "logits": logits,
+            "chosen": chosen,
+        }
+        if neuron.layer is not None:
+            results["activation"] = activation
+        elif features is not None:
+            _require_map(features)
+            with _hard_where_guided(graph):
+                results |= {"features": features, "cotangent": pull_back(module, logits, cotangent, features)}
+    output.args = (tuple(results.values()),)
+    output.meta = {"names": tuple(results)}
     (classes,) = static_shape(logits, [1])
     passes.run(passes.LOWER, module)
     return Assembled(module, gates, scales, classes, preprocessing.input_range)
+
+
+def _require_map(features: fx.Node) -> None:
+    if len(shape(features)) != 4:
+        sizes = ", ".join(map(str, shape(features)[1:]))
+        raise SptraceError(
+            f"a class activation map needs a layer whose output is [N, C, H, W], not [N, {sizes}]: choose another layer"
+        )
+
+
+@contextmanager
+def _hard_where_guided(graph: fx.Graph) -> Iterator[None]:
+    """Within this context gates of rule `guided` are pulled back as `hard`: a gate's value is the same by any rule.
+
+    So is the map of guided Grad-CAM an ordinary Grad-CAM (Selvaraju et al., arXiv 1610.02391).
+    """
+    guided = [node for node in graph.nodes if node.kwargs.get("rule") == "guided"]
+    for node in guided:
+        node.update_kwarg("rule", "hard")
+    try:
+        yield
+    finally:
+        for node in guided:
+            node.update_kwarg("rule", "guided")
 
 
 def _normalize_input(module: fx.GraphModule, preprocessing: Preprocessing) -> None:
@@ -98,31 +142,3 @@ def _normalize_input(module: fx.GraphModule, preprocessing: Preprocessing) -> No
 
 def _per_channel(numbers: Tensor) -> Tensor:
     return numbers.reshape(1, -1, 1, 1).float()
-
-
-def resolve_target(builder: GraphBuilder, target: fx.Node, logits: fx.Node) -> fx.Node:
-    """The class that `target` names, int64 [N]: -1 stands for the largest of the logits."""
-    predicted = builder.call(aten.argmax.default, logits, 1)
-    return builder.call(aten.where.self, builder.call(aten.lt.Scalar, target, 0), predicted, target)
-
-
-def _direction(module: fx.GraphModule, logits: fx.Node, objective: str) -> fx.Node:
-    """Adds the input `target`; returns the direction that it names, float32 [N, classes].
-
-    That is 1 at the target and 0 elsewhere for its logit; for its log-probability the softmax of the logits is
-    subtracted.
-    """
-    graph, builder = module.graph, GraphBuilder(module)
-    image = placeholder(graph, "image")
-    with graph.inserting_after(image):
-        target = graph.placeholder("target")
-    target.meta = {"values": without_data(dtype=torch.int64), "path": "", "adjoint": True}
-    (classes,) = static_shape(logits, [1])
-    with builder.origin(target, adjoint=True):
-        chosen = resolve_target(builder, target, logits)
-        column = builder.reshape(chosen, [-1, 1])
-        numbers = builder.constant("target.classes", torch.arange(classes).reshape(1, -1))
-        one_hot = builder.call(aten.to.dtype, builder.call(aten.eq.Tensor, numbers, column), torch.float32)
-        if objective == "logit":
-            return one_hot
-        return builder.call(aten.sub.Tensor, one_hot, builder.call(aten.softmax.int, logits, 1))

@@ -14,36 +14,51 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils._pytree import tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
+from sptrace import layers
 from sptrace.errors import SptraceError, UnsupportedError
-from sptrace.graph import BATCHES, parameter, place, propagate, without_data
+from sptrace.graph import BATCHES, is_batch, parameter, place, propagate, shape, value, without_data
 from sptrace.regions import inline_regions
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<text>[^\n]*)')
 
 
-def capture(module: nn.Module, example: Tensor) -> fx.GraphModule:
+def capture(module: nn.Module, example: Tensor, layer: str | None = None) -> fx.GraphModule:
     """Trace `module` with torch.export into a graph of ATen ops.
 
     Arguments:
         module: in eval mode; takes float32 [N, 3, H, W], gives logits [N, classes].
         example: float32 [N, 3, H, W]; only its shape counts.
+        layer: path of a module whose output is wanted too: float32 [N, C, H, W], [N, T, C] or [N, C].
 
     Returns:
-        A graph module with the input "image" and one output, the logits. Parameters are constants under their own
+        A graph module with the input "image" and one output, the logits, or with a layer the pair (logits, the
+        layer's output). Parameters are constants under their own
         names. Nodes carry the metadata that `sptrace.graph` describes.
 
     Raises:
-        SptraceError: the network is in train mode, or the example is no batch of images.
+        SptraceError: the network is in train mode, the example is no batch of images, or there is no such layer.
         UnsupportedError: the network cannot be traced, or fixes the batch size.
     """
     check(module, example)
     # A batch of one would be taken for a constant; two stand for any number.
     batch = torch.cat([example.detach()] * 2)[:2].contiguous()
+    with layers.reading(module, layer) as read:
+        exported = _export(module, batch)
+    if read is not None:
+        read.require()
+    inline_regions(exported.graph_module)
+    captured = _import_graph(exported, layer)
+    if layer is not None:
+        _check_layer(captured, layer)
+    return captured
+
+
+def _export(module: nn.Module, batch: Tensor) -> ExportedProgram:
     try:
         with _quiet():
-            exported = torch.export.export(
+            return torch.export.export(
                 module,
                 (batch,),
                 dynamic_shapes=({0: Dim("batch")},),
@@ -52,8 +67,6 @@ def capture(module: nn.Module, example: Tensor) -> fx.GraphModule:
             )
     except Exception as error:  # torch.export raises whatever the network's own code raises under tracing
         raise UnsupportedError(_why_export_failed(error)) from error
-    inline_regions(exported.graph_module)
-    return _import_graph(exported)
 
 
 @contextmanager
@@ -140,7 +153,24 @@ def _why_export_failed(error: Exception) -> str:
     return f"torch.export cannot trace the network: {first}"
 
 
-def _import_graph(exported: ExportedProgram) -> fx.GraphModule:
+def _check_layer(module: fx.GraphModule, layer: str) -> None:
+    """Refuse an output that has no channels for every picture."""
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    _, kept = output.args[0]
+    sizes, dtype = shape(kept), value(kept).dtype
+    batched = len(sizes) in (2, 3, 4) and is_batch(kept, 0)
+    if not batched or -1 in sizes[1:] or dtype != torch.float32:
+        listed = ", ".join(
+            "N" if size == -1 and is_batch(kept, dim) else "?" if size == -1 else str(size)
+            for dim, size in enumerate(sizes)
+        )
+        raise SptraceError(
+            f"the layer {layer!r} gives [{listed}] {dtype}, not torch.float32 [N, C, H, W], [N, T, C] or [N, C]: "
+            "choose another layer"
+        )
+
+
+def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModule:
     """Copy the exported graph: parameters become constants, the one user input becomes "image"."""
     module = fx.GraphModule(nn.Module(), fx.Graph())
     graph = module.graph
@@ -162,7 +192,11 @@ def _import_graph(exported: ExportedProgram) -> fx.GraphModule:
                 new.meta = _meta(node) | {"values": (parameter(module, new).to("meta"),) * len(BATCHES)}
                 constants[spec.target] = new
         elif node.op == "output":
-            graph.output(copied[_logits(exported, node)])
+            answer: Any = tree_unflatten(list(node.args[0]), exported.call_spec.out_spec)
+            if layer is None:
+                graph.output(copied[_logits(answer)])
+            else:
+                graph.output((copied[_logits(answer[0])], copied[answer[1]]))
             continue
         else:
             new = graph.node_copy(node, lambda argument: copied[argument])
@@ -192,10 +226,13 @@ def _data(exported: ExportedProgram, name: str) -> Tensor:
     return data
 
 
-def _logits(exported: ExportedProgram, output: fx.Node) -> fx.Node:
-    results = [node for node in output.args[0] if isinstance(node, fx.Node)]  # type: ignore[union-attr]
+def _logits(answer: Any) -> fx.Node:
+    """The node of the logits in what the network answers."""
+    results = _nodes(answer)
     if len(results) > 1:
-        results = _named_logits(exported, output)
+        # Of several results the one called logits, in an object or a mapping.
+        named = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
+        results = [named] if isinstance(named, fx.Node) else results
     if len(results) != 1:
         raise UnsupportedError(
             f"the network returns {len(results)} tensors: wrap it so that it returns the logits alone"
@@ -210,13 +247,8 @@ def _logits(exported: ExportedProgram, output: fx.Node) -> fx.Node:
     return results[0]
 
 
-def _named_logits(exported: ExportedProgram, output: fx.Node) -> list[fx.Node]:
-    """Of several results the one called logits, in an object or a mapping; else all of them."""
-    results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
-    answer = tree_unflatten(results, exported.call_spec.out_spec)
-    logits = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
-    chosen = [logits] if isinstance(logits, fx.Node) else results
-    return [node for node in chosen if isinstance(node, fx.Node)]
+def _nodes(answer: Any) -> list[fx.Node]:
+    return [leaf for leaf in tree_leaves(answer) if isinstance(leaf, fx.Node)]
 
 
 def _meta(node: fx.Node) -> dict[str, Any]:

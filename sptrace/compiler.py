@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
-from sptrace import capture
+from sptrace import capture, layers
 from sptrace.artifact import METADATA_KEY, Description, Preprocessing
 from sptrace.assemble import assemble
 from sptrace.composition import compose
@@ -21,6 +21,7 @@ from sptrace.emission import emit
 from sptrace.errors import SptraceError
 from sptrace.files import replacing
 from sptrace.models.network import Network
+from sptrace.neuron import Neuron
 from sptrace.programs import program_kind
 from sptrace.softening import Softening
 from sptrace.verification.verify import Eager, verify
@@ -36,7 +37,8 @@ class Program:
 
     Attributes:
         module: the program as an ordinary torch.fx.GraphModule. Inputs: image float32 [N, 3, H, W], target int64
-            [N] (-1: the predicted class). Outputs: attribution, of the image's shape, and logits [N, classes].
+            [N] (-1: the predicted class) or direction float32 [N, units]. Outputs: attribution, of the image's shape,
+            logits [N, classes], with a layer activation [N, units], of an ascent image_out.
         description: what the artifact will say about itself.
         onnx_model: the artifact, as `save` writes it.
     """
@@ -85,7 +87,11 @@ def compile(
         input_range: the values of black and white in `image`.
         labels: one name per class, kept in the artifact.
         progress: called with a few words as each stage begins.
-        options: settings of the program, as `sptrace.programs.PROGRAMS` lists them; for example clamp="every".
+        options: settings of the program, as `sptrace.programs.PROGRAMS` lists them; for example clamp="every". Most
+            programs explain another neuron than a class with layer="features.8", the path of a module whose output is
+            float32 [N, C, H, W], [N, T, C] or [N, C]; unit=42, the channel that a target of -1 stands for (None: the
+            largest); position=(row, column), or (token,), in place of the sum over all; direction=True, for a
+            direction given at run time.
 
     Raises:
         SptraceError: a mistake in the arguments.
@@ -138,9 +144,13 @@ def compile_network(
         raise SptraceError("mean and std belong together: give both or neither")
     pictures = _calibration(calibration, example, softening)
     progress("capturing the network")
-    captured = capture.capture(network.module, example)
+    capture.check(network.module, example)
+    if kind.is_cam and settings["layer"] is None:
+        settings["layer"] = layers.last_convolution(network.module, example)
+    captured = capture.capture(network.module, example, settings["layer"])
     progress("building the pullback" if pictures is None else f"measuring layers on {len(pictures)} pictures")
-    assembled = assemble(captured, preprocessing, softening, settings.get("objective", "logit"), pictures)
+    neuron = Neuron.of_cam(settings) if kind.is_cam else Neuron.of(settings)
+    assembled = assemble(captured, preprocessing, softening, neuron, pictures)
     if network.labels is not None and len(network.labels) != assembled.classes:
         raise SptraceError(
             f"{len(network.labels)} labels for {assembled.classes} classes: give one name per class"

@@ -44,13 +44,13 @@ class Row:
     """One explained class.
 
     Arguments:
-        label: name of the class.
-        probability: in [0, 1].
+        label: name of the class, or of what else was explained.
+        probability: of the class, in [0, 1]; None for what has none.
         attribution: float32 [3, H, W].
     """
 
     label: str
-    probability: float
+    probability: float | None
     attribution: NDArray[np.float32]
 
 
@@ -156,9 +156,9 @@ def _draw_row(canvas: Image.Image, top: int, panel: tuple[int, int], photo: Imag
 
 
 def _draw_title(canvas: Image.Image, top: int, right: int, row: Row) -> None:
-    """The class and its probability, no further than `right`."""
+    """The class and its probability if it has one, no further than `right`."""
     pen, font = ImageDraw.Draw(canvas), _font(TITLE)
-    probability = f"   {row.probability:.1%}"
+    probability = "" if row.probability is None else f"   {row.probability:.1%}"
     label = _fit(row.label, TITLE, right - MARGIN - font.getlength(probability))
     pen.text((MARGIN, top), label, INK, font)
     pen.text((MARGIN + font.getlength(label), top), probability, FAINT, font)

@@ -11,7 +11,7 @@ from typing import Any
 from sptrace.errors import SptraceError
 from sptrace.softening import Softening
 
-Setting = int | float | str | None
+Setting = int | float | str | tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,49 @@ def _is_positive(setting: object) -> bool:
     return _is_number(setting) and 0 < setting < float("inf")  # type: ignore[operator]
 
 
+def _is_index(setting: object) -> bool:
+    return isinstance(setting, int) and not isinstance(setting, bool) and setting >= 0
+
+
+def _is_position(setting: object) -> bool:
+    return isinstance(setting, tuple) and len(setting) in (1, 2) and all(map(_is_index, setting))
+
+
 def _one_of(*names: str) -> Callable[[object], bool]:
     return lambda setting: setting in names
 
+
+_LAYER = Option(
+    None,
+    "path of the module whose channels are explained, as in model.named_modules(); None: the network's classes",
+    lambda layer: layer is None or (isinstance(layer, str) and layer != ""),
+    "the path of a module as in model.named_modules(), or None",
+)
+_DIRECTION = Option(
+    False,
+    "the file takes a direction, float32 [N, classes or channels], in place of a target",
+    lambda direction: isinstance(direction, bool),
+    "True or False",
+)
+NEURON: Mapping[str, Option] = MappingProxyType(
+    {
+        "layer": _LAYER,
+        "unit": Option(
+            None,
+            "the layer's channel that a target of -1 stands for; None: the one with the largest value",
+            lambda unit: unit is None or _is_index(unit),
+            "a whole number of at least 0, or None",
+        ),
+        "position": Option(
+            None,
+            "row and column of the layer's map, or number of its token; None: the sum over all",
+            lambda position: position is None or _is_position(position),
+            "row and column, or the number of a token, or None",
+        ),
+        "direction": _DIRECTION,
+    }
+)
+"""What is explained; every program that pulls one neuron back to the image takes these."""
 
 _STEPS = Option(5, "number of steps, K", _is_count, "a whole number of at least 1", at_run_time=True)
 _ALPHA = Option(20.0, "length of a step, L2 norm over the image", _is_number, "a number", at_run_time=True)
@@ -86,6 +126,21 @@ _PATH: Mapping[str, Option] = {
         0.0, "what the path starts from: one value for all pixels", _is_number, "a number", True
     ),
 }
+_CAM: Mapping[str, Option] = {
+    "layer": Option(
+        None,
+        "path of the module whose map is taken; None: the last with convolutions and an output [N, C, H, W]",
+        _LAYER.check,
+        _LAYER.wanted,
+    ),
+    "interpolation": Option(
+        "bilinear",
+        "how the map is enlarged to the image: bilinear or nearest",
+        _one_of("bilinear", "nearest"),
+        "bilinear or nearest",
+    ),
+    "direction": _DIRECTION,
+}
 
 PAPER = "arXiv 2507.22832"
 
@@ -98,15 +153,17 @@ class ProgramKind:
         summary: what it computes, in one line.
         source: where it is defined.
         preset: the softening that it is defined with, whatever is asked for; None: the one asked for.
-        options: its settings by name.
+        options: its settings by name, those that all programs share among them.
         tolerance: verification's bound on the largest error, as a share of the largest value.
+        is_cam: is it made with a class activation map? Then its option `layer` is where the map is taken.
     """
 
     summary: str
     source: str
     preset: str | None = None
-    options: Mapping[str, Option] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=lambda: NEURON)
     tolerance: float = 1e-4
+    is_cam: bool = False
 
     def softening(self, asked: Softening) -> Softening:
         """The softening that the program uses."""
@@ -116,8 +173,17 @@ class ProgramKind:
         """All settings, those that were not given at their defaults.
 
         Raises:
-            SptraceError: the program has no such option, or the setting is not among those it takes.
+            SptraceError: the program has no such option, the setting is not among those it takes, or two of them
+                contradict each other.
         """
+        given = {
+            name: tuple(setting)
+            if isinstance(setting, list)
+            else (setting,)
+            if name == "position" and _is_index(setting)
+            else setting
+            for name, setting in given.items()
+        }
         for name, setting in given.items():
             if name not in self.options:
                 known = ", ".join(self.options) or "none"
@@ -125,7 +191,9 @@ class ProgramKind:
             option = self.options[name]
             if not option.check(setting):
                 raise SptraceError(f"{name} must be {option.wanted}, not {setting!r}")
-        return {name: given.get(name, option.default) for name, option in self.options.items()}
+        settings = {name: given.get(name, option.default) for name, option in self.options.items()}
+        _require_sense(settings)
+        return settings
 
     def for_verification(self, settings: Mapping[str, Any], hard: bool) -> dict[str, Any]:
         """The settings at which a program is verified: as given, but for the number of rounds.
@@ -140,6 +208,21 @@ class ProgramKind:
         }
 
 
+def _require_sense(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that contradict each other."""
+    for name in ("unit", "position"):
+        if settings.get(name) is not None and settings["layer"] is None:
+            raise SptraceError(f"{name} belongs to a layer: give layer too, the path of a module")
+    if settings.get("unit") is not None and settings["direction"]:
+        raise SptraceError("a direction takes the place of a unit: leave out one of unit and direction")
+    if settings.get("objective") == "cross_entropy" and (
+        settings["layer"] is not None or settings["direction"]
+    ):
+        raise SptraceError(
+            "objective cross_entropy is about a class: leave out layer and direction, or use objective logit"
+        )
+
+
 def _soft_and_hard(
     soft: str,
     hard: str,
@@ -149,6 +232,7 @@ def _soft_and_hard(
     tolerance: float,
 ) -> dict[str, ProgramKind]:
     """A program with soft gates, and its twin with hard ones."""
+    options = {**options, **NEURON}
     return {
         soft: ProgramKind(summary.format("the pullback"), source[0], None, options, tolerance),
         hard: ProgramKind(summary.format("the gradient"), source[1], "hard", options, tolerance),
@@ -172,7 +256,8 @@ PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
             "nu(x + alpha nu(x)): the pullback where the pullback points to",
             PAPER,
             options={
-                "alpha": Option(2.0, "how far it is followed", _is_number, "a number", at_run_time=True)
+                "alpha": Option(2.0, "how far it is followed", _is_number, "a number", at_run_time=True),
+                **NEURON,
             },
         ),
         **_soft_and_hard(
@@ -206,6 +291,26 @@ PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
             (PAPER, "Shrikumar et al., arXiv 1605.01713"),
             {},
             1e-4,
+        ),
+        "gradcam": ProgramKind(
+            "class activation map of a layer, its channels weighed by their mean gradient; alike in all colours",
+            "Selvaraju et al., arXiv 1610.02391",
+            "hard",
+            _CAM,
+            is_cam=True,
+        ),
+        "guided_gradcam": ProgramKind(
+            "guided_backprop times the Grad-CAM of a layer",
+            "Selvaraju et al., arXiv 1610.02391",
+            "guided",
+            _CAM,
+            is_cam=True,
+        ),
+        "guided_pullback_cam": ProgramKind(
+            "the pullback times the class activation map whose weights are its means at a layer",
+            PAPER,
+            options=_CAM,
+            is_cam=True,
         ),
     }
 )

@@ -35,16 +35,18 @@ class Explanation:
     Arguments:
         attribution: float32 [N, 3, H, W]; what `image` contributes, in the units of the program.
         logits: float32 [N, classes].
-        target: int64 [N], the class that was explained.
+        target: int64 [N], the class or channel that was explained; None for a direction.
         labels: one name per class, or None.
         image_out: float32 [N, 3, H, W], the picture that an ascent arrives at; None for other programs.
+        activation: float32 [N, channels] of the layer whose channels are explained; None where classes are.
     """
 
     attribution: NDArray[np.float32]
     logits: NDArray[np.float32]
-    target: NDArray[np.int64]
+    target: NDArray[np.int64] | None
     labels: tuple[str, ...] | None
     image_out: NDArray[np.float32] | None = None
+    activation: NDArray[np.float32] | None = None
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
@@ -53,8 +55,12 @@ class Explanation:
         return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), dtype=np.float32)
 
     def label(self, sample: int = 0) -> str:
-        """Name of the class that was explained in a sample; "class 7" if the artifact holds no names."""
+        """Name of what was explained in a sample: a class, "class 7" if it has no name, "channel 7", "direction"."""
+        if self.target is None:
+            return "direction"
         index = int(self.target[sample])
+        if self.activation is not None:
+            return f"channel {index}"
         return self.labels[index] if self.labels else f"class {index}"
 
 
@@ -68,7 +74,9 @@ class Explainer:
         input_size: height and width of `image`.
         input_range: the values of black and white in `image`.
         providers: names of the execution providers in use, in the order of preference.
-        settings: what `explain` takes beside image and target, with the dtype of each.
+        units: how many classes there are to explain, or channels if the artifact explains a layer.
+        takes_direction: does it explain a direction, in place of a target?
+        settings: what `explain` takes beside these, with the dtype of each.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession, description: Description) -> None:
@@ -82,10 +90,20 @@ class Explainer:
         self.settings = {
             item.name: np.dtype(_DTYPES[item.type]) for item in session.get_overridable_initializers()
         }
-        self._outputs = [item.name for item in session.get_outputs()]
+        shapes = {item.name: item.shape for item in session.get_outputs()}
+        self._outputs = list(shapes)
+        self._layer = description.settings["layer"] if "activation" in shapes else None
+        self._unit = description.settings.get("unit")
+        self.units = self.classes if self._layer is None else int(shapes["activation"][1])
+        self.takes_direction = any(item.name == "direction" for item in session.get_inputs())
 
     def explain(
-        self, image: NDArray[np.floating[Any]], target: Target = None, **settings: float
+        self,
+        image: NDArray[np.floating[Any]],
+        target: Target = None,
+        *,
+        direction: NDArray[np.floating[Any]] | None = None,
+        **settings: float,
     ) -> Explanation:
         """Explain a batch of images.
 
@@ -94,29 +112,77 @@ class Explainer:
                 photograph.
             target: the class to explain: its index or its name, for all images or one per image. A name is
                 a label, or one of the comma-separated parts of a label in any case. None, or an index of
-                -1: the predicted class.
+                -1: the predicted class. If the artifact explains a layer, the index of a channel; -1 for the unit
+                that was compiled in or else the channel with the largest value.
+            direction: floating point [N, units], or [units] for all images: what to explain in place of a target,
+                for artifacts that were compiled so.
             settings: of the program, those that can be given at run time (`settings` names them); for example
                 steps=5, alpha=20.0 of an ascent. Left out, they are as they were when the artifact was compiled.
 
         Returns:
-            The attribution, the logits, the classes explained, and of an ascent the picture it arrives at.
+            The attribution, the logits, the classes or channels explained, of an ascent the picture it arrives at, of a
+            layer its channels.
 
         Raises:
-            SptraceError: `image` has the wrong type or shape, `target` is not a class of this network, or the
-                program has no such setting.
+            SptraceError: `image` has the wrong type or shape, `target` is not a class of this network,
+                `direction` is missing or not wanted or has the wrong shape, or the program has no such setting.
         """
         image = self._check_image(image)
-        targets = self._resolve(target, len(image))
-        feeds = {"image": image, "target": targets, **self._feeds(settings)}
+        feeds = {"image": image, **self._feeds(settings)}
+        if self.takes_direction:
+            feeds["direction"] = self._check_direction(direction, target, len(image))
+        elif direction is not None:
+            raise SptraceError(
+                "this artifact takes a target, no direction: compile it with direction=True (--direction) for that"
+            )
+        else:
+            feeds["target"] = self._resolve(target, len(image))
         answers = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
-        targets = np.where(targets == PREDICTED, answers["logits"].argmax(axis=1), targets)
+        targets = None if self.takes_direction else self._resolved(feeds["target"], answers)
         return Explanation(target=targets, labels=self.labels, **answers)
 
     def attribute(
-        self, image: NDArray[np.floating[Any]], target: Target = None, **settings: float
+        self,
+        image: NDArray[np.floating[Any]],
+        target: Target = None,
+        *,
+        direction: NDArray[np.floating[Any]] | None = None,
+        **settings: float,
     ) -> NDArray[np.float32]:
         """The attribution alone, float32 [N, 3, H, W]; arguments and errors as in `explain`."""
-        return self.explain(image, target, **settings).attribution
+        return self.explain(image, target, direction=direction, **settings).attribution
+
+    def _resolved(
+        self, targets: NDArray[np.int64], answers: Mapping[str, NDArray[np.float32]]
+    ) -> NDArray[np.int64]:
+        """The targets with every -1 replaced by what the artifact took it for."""
+        unnamed = answers.get("activation", answers["logits"]).argmax(axis=1)
+        return np.where(targets == PREDICTED, unnamed if self._unit is None else self._unit, targets)
+
+    def _check_direction(
+        self, direction: NDArray[np.floating[Any]] | None, target: Target, samples: int
+    ) -> NDArray[np.float32]:
+        """The direction as float32 [N, units]."""
+        wanted = f"[N, {self.units}]"
+        if target is not None:
+            raise SptraceError(f"this artifact takes no target: pass direction=, float32 {wanted}")
+        if direction is None:
+            raise SptraceError(f"this artifact explains a direction: pass direction=, float32 {wanted}")
+        direction = np.asarray(direction)
+        if not np.issubdtype(direction.dtype, np.floating):
+            raise SptraceError(f"the direction is {direction.dtype}: pass float32 {wanted}")
+        if direction.shape == (self.units,):
+            direction = np.broadcast_to(direction, (samples, self.units))
+        if direction.shape != (samples, self.units):
+            raise SptraceError(
+                f"the direction is {list(direction.shape)}: for {samples} images the artifact takes "
+                f"[{samples}, {self.units}], or [{self.units}] for all"
+            )
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+            direction = np.ascontiguousarray(direction, dtype=np.float32)
+        if not np.isfinite(direction).all():
+            raise SptraceError("the direction holds NaN or infinite values: mend it first")
+        return direction
 
     def _feeds(self, settings: Mapping[str, float]) -> dict[str, NDArray[Any]]:
         """The settings as arrays of the types that the artifact takes, checked as when compiling."""
@@ -174,15 +240,22 @@ class Explainer:
         except TypeError:
             index = None
         if index is None or isinstance(target, bool):
+            if self._layer is not None:
+                raise SptraceError(f"{target!r} is not a channel: give its index, 0 to {self.units - 1}")
             raise SptraceError(f"{target!r} is not a class: give its index or its name")
-        if not PREDICTED <= index < self.classes:
-            raise SptraceError(
-                f"there is no class {index}: give 0 to {self.classes - 1}, or -1 for the predicted one"
-            )
+        if not PREDICTED <= index < self.units:
+            kind, unnamed = ("class", "predicted") if self._layer is None else ("channel", "largest")
+            default = f"the {unnamed} one" if self._unit is None else f"channel {self._unit}"
+            raise SptraceError(f"there is no {kind} {index}: give 0 to {self.units - 1}, or -1 for {default}")
         return index
 
     def _named(self, name: str) -> int:
         """The index of the class called `name`."""
+        if self._layer is not None:
+            raise SptraceError(
+                f"the artifact explains channels of {self._layer!r}, which have no names: "
+                f"instead of {name!r} give 0 to {self.units - 1}"
+            )
         if self.labels is None:
             raise SptraceError(
                 f"the artifact holds no class names: instead of {name!r} give 0 to {self.classes - 1}"

@@ -75,6 +75,29 @@ def compile_(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A setting of the program; `sptrace programs` lists them."),
     ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Explain channels of this module, e.g. features.8, in place of classes. Of Grad-CAM programs: "
+            "where the map is taken.",
+        ),
+    ] = None,
+    unit: Annotated[
+        int | None,
+        typer.Option(help="The layer's channel to explain if none is named.", show_default="the most active"),
+    ] = None,
+    position: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROW,COLUMN",
+            help="Explain the channel there, or in the token of one NUMBER.",
+            show_default="summed over all",
+        ),
+    ] = None,
+    direction: Annotated[
+        bool, typer.Option("--direction", help="Explain a direction given at run time, in place of a target.")
+    ] = False,
     mean: Annotated[
         str | None,
         typer.Option(metavar="R,G,B", help="Normalisation of pixels in 0..1, in place of the network's."),
@@ -85,7 +108,7 @@ def compile_(
     if output.suffix != ".onnx":
         raise SptraceError(f"cannot write the artifact to {output}: end its name in .onnx")
     require_writable(output)
-    options = read_settings(option)
+    options = _with_neuron(read_settings(option), layer, unit, position, direction)
     program_kind(program).settings(options)
     softening = read_softening(preset, tau, rule, override, "calibration" if calibrate else "sample")
     normalisation = (_triple(mean, "--mean"), _triple(std, "--std"))
@@ -100,6 +123,32 @@ def compile_(
     seconds = time.perf_counter() - start
     console.print(_verified(description), soft_wrap=True)
     console.print(f"saved {output} ({output.stat().st_size / 1e6:.1f} MB) in {seconds:.1f} s", soft_wrap=True)
+
+
+def _with_neuron(
+    options: dict[str, Setting], layer: str | None, unit: int | None, position: str | None, direction: bool
+) -> dict[str, Setting]:
+    """The program's options with those that have flags of their own."""
+    flags: dict[str, Setting] = {
+        "layer": layer,
+        "unit": unit,
+        "position": None if position is None else _position(position),
+        "direction": direction or None,
+    }
+    given = {name: setting for name, setting in flags.items() if setting is not None}
+    for name in given.keys() & options.keys():
+        raise SptraceError(f"--{name} and --option {name}= say the same: leave one of them out")
+    return {**options, **given}
+
+
+def _position(text: str) -> tuple[int, ...]:
+    numbers = text.split(",")
+    if len(numbers) > 2 or not all(number.strip().isdecimal() for number in numbers):
+        raise SptraceError(
+            f"--position {text}: write row and column with a comma between, for example 3,4, "
+            "or the number of a token"
+        )
+    return tuple(int(number) for number in numbers)
 
 
 def _compile(
@@ -160,7 +209,12 @@ def _verified(description: Description) -> str:
     worst = max(
         error
         for batch in verification.batches
-        for error in (batch.attribution_to_module, batch.attribution_to_eager, batch.logits_to_eager)
+        for error in (
+            batch.attribution_to_module,
+            batch.attribution_to_eager,
+            batch.logits_to_eager,
+            batch.activation_to_eager or 0.0,
+        )
     )
     gates = ", ".join(
         f"{gate.count} {gate.kind} ({gate.rule}{'' if gate.tau is None else f', tau {gate.temperature}'})"
@@ -168,10 +222,19 @@ def _verified(description: Description) -> str:
     )
     batches = " and ".join(str(batch.batch) for batch in verification.batches)
     return (
-        f"{description.program} of {description.network}; gates: {gates or 'none'}\n"
+        f"{description.program} of {description.network}{_neuron(description)}; gates: {gates or 'none'}\n"
         f"verified against eager PyTorch at batch sizes {batches}: "
         f"error {worst:.1e} (allowed {verification.tolerance:.0e})"
     )
+
+
+def _neuron(description: Description) -> str:
+    """What is explained, or where the map is taken, if that is a layer."""
+    settings = description.settings
+    if settings.get("layer") is None:
+        return ""
+    named = [f"{name} {settings[name]}" for name in ("unit", "position") if settings.get(name) is not None]
+    return ", ".join([f" at {settings['layer']}", *named])
 
 
 def _number(text: str, flag: str) -> float:

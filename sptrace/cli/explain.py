@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,9 +30,21 @@ def explain(
         Path, typer.Option("--output", "-o", help=f"The picture to write ({' '.join(picture.FORMATS)}).")
     ],
     target: Annotated[
-        str, typer.Option(help="The class to explain: index, name, or auto for the most probable.")
+        str,
+        typer.Option(
+            help="The class to explain: index, name, or auto for the most probable. A layer's channel: its index."
+        ),
     ] = "auto",
-    top: Annotated[int, typer.Option(min=1, help="Explain that many of the most probable classes.")] = 1,
+    direction: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The direction to explain, a .npy file, for artifacts that take one."
+        ),
+    ] = None,
+    top: Annotated[
+        int,
+        typer.Option(min=1, help="Explain that many of the most probable classes, or most active channels."),
+    ] = 1,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,15 +58,22 @@ def explain(
         int | None, typer.Option(min=1, help="Threads on the CPU.", show_default="onnxruntime's choice")
     ] = None,
     save_npz: Annotated[
-        Path | None, typer.Option(help="Also write attribution, logits and target to this .npz file.")
+        Path | None,
+        typer.Option(
+            help="Also write attribution, logits and target to this .npz file, and activation if a layer is explained."
+        ),
     ] = None,
 ) -> None:
     """Explain a photograph: draw what an artifact answers."""
+    if target != "auto" and direction is not None:
+        raise SptraceError("--direction takes the place of --target: leave one of them out")
     if target != "auto" and top != 1:
         raise SptraceError(
             "--top explains the most probable classes: leave out --target, or say --target auto"
         )
-    settings = read_settings(option)
+    settings = read_settings(option) | (
+        {} if direction is None else {"direction": _read_direction(direction)}
+    )
     _require_outputs(photograph, output, save_npz)
     progress = Console(stderr=True)
     with progress.status("loading the artifact"):
@@ -80,6 +100,18 @@ def explain(
             console.print(f"saved {path}", soft_wrap=True)
 
 
+def _read_direction(path: Path) -> NDArray[Any]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SptraceError(
+            f"cannot read the direction {path}: write it with numpy.save, as one float32 array"
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise SptraceError(f"{path} holds several arrays: write the direction with numpy.save")
+    return array
+
+
 def _require_outputs(photograph: Path, output: Path, numbers: Path | None) -> None:
     """Fail before the work rather than after it, if a result could not be written."""
     picture.require_format(output)
@@ -98,26 +130,48 @@ def _explain(
     """One sample per explained class, the most probable first."""
     if target != "auto":
         return explainer.explain(image, int(target) if target.isdecimal() else target, **settings)
+    if explainer.takes_direction and top != 1:
+        raise SptraceError("this artifact explains one direction: leave out --top")
     first = explainer.explain(image, **settings)
-    others = np.argsort(-first.logits[0], kind="stable")[1:top]
+    if top == 1:
+        return first
+    assert first.target is not None
+    ranked = np.argsort(-_values(first)[0], kind="stable")
+    others = ranked[ranked != first.target[0]][: top - 1]
     if len(others) == 0:
         return first
     rest = explainer.explain(image.repeat(len(others), axis=0), others, **settings)
+    parts = (first, rest)
     return Explanation(
-        attribution=np.concatenate([first.attribution, rest.attribution]),
-        logits=np.concatenate([first.logits, rest.logits]),
-        target=np.concatenate([first.target, rest.target]),
+        attribution=np.concatenate([part.attribution for part in parts]),
+        logits=np.concatenate([part.logits for part in parts]),
+        target=np.concatenate([part.target for part in parts if part.target is not None]),
         labels=first.labels,
+        activation=(
+            None
+            if first.activation is None
+            else np.concatenate([part.activation for part in parts if part.activation is not None])
+        ),
     )
 
 
-def _probability(explanation: Explanation, sample: int) -> float:
+def _values(explanation: Explanation) -> NDArray[np.float32]:
+    """What the target was chosen from: logits, or a layer's channels."""
+    return explanation.logits if explanation.activation is None else explanation.activation
+
+
+def _probability(explanation: Explanation, sample: int) -> float | None:
+    """That of the class which was explained; channels and directions have none."""
+    if explanation.target is None or explanation.activation is not None:
+        return None
     return float(explanation.probabilities[sample, explanation.target[sample]])
 
 
 def _draw(explainer: Explainer, explanation: Explanation, seen: Image.Image, output: Path) -> None:
+    layer = explainer.description.settings.get("layer")
+    of_layer = f" of {layer}" if explanation.activation is not None else ""
     rows = [
-        picture.Row(explanation.label(sample), _probability(explanation, sample), attribution)
+        picture.Row(explanation.label(sample) + of_layer, _probability(explanation, sample), attribution)
         for sample, attribution in enumerate(explanation.attribution)
     ]
     description = explainer.description
@@ -125,23 +179,36 @@ def _draw(explainer: Explainer, explanation: Explanation, seen: Image.Image, out
 
 
 def _save_numbers(explanation: Explanation, path: Path) -> None:
+    numbers: dict[str, Any] = {
+        "attribution": explanation.attribution,
+        "logits": explanation.logits,
+        "target": explanation.target,
+        "activation": explanation.activation,
+    }
     with replacing(path) as temporary:
-        np.savez(
-            temporary,
-            attribution=explanation.attribution,
-            logits=explanation.logits,
-            target=explanation.target,
-        )
+        np.savez(temporary, **{name: array for name, array in numbers.items() if array is not None})
 
 
 def _table(explanation: Explanation) -> Table:
+    """What was explained, and its value; of a direction the image's most probable class."""
     table = Table(box=None, pad_edge=False)
     table.add_column("index", justify="right")
+    if explanation.activation is not None and explanation.target is not None:
+        table.add_column("channel", overflow="fold")
+        table.add_column("activation", justify="right")
+        for sample, index in enumerate(explanation.target):
+            value = float(explanation.activation[sample, index])
+            table.add_row(str(index), explanation.label(sample), f"{value:.3f}")
+        return table
     table.add_column("class", overflow="fold")
     table.add_column("probability", justify="right")
     table.add_column("logit", justify="right")
-    for sample, index in enumerate(explanation.target):
+    classes = replace(explanation, activation=None)
+    if explanation.target is None:
+        classes = replace(classes, target=explanation.logits.argmax(axis=1))
+    assert classes.target is not None
+    for sample, index in enumerate(classes.target):
         logit = float(explanation.logits[sample, index])
-        probability = _probability(explanation, sample)
-        table.add_row(str(index), explanation.label(sample), f"{probability:.2%}", f"{logit:.3f}")
+        probability = float(explanation.probabilities[sample, index])
+        table.add_row(str(index), classes.label(sample), f"{probability:.2%}", f"{logit:.3f}")
     return table

@@ -10,7 +10,7 @@ from torch import fx
 
 from sptrace import passes
 from sptrace.assemble import Assembled
-from sptrace.composition import ascent, averages, plain
+from sptrace.composition import ascent, averages, cams, plain
 from sptrace.composition.loop import Loop
 
 Build = Callable[[Assembled, Mapping[str, Any]], fx.GraphModule]
@@ -29,6 +29,9 @@ BUILDERS: Mapping[str, Build] = MappingProxyType(
         "smoothgrad": averages.smooth,
         "integrated_pullback": averages.integrated,
         "integrated_gradients": averages.integrated,
+        "gradcam": cams.gradcam,
+        "guided_gradcam": cams.guided,
+        "guided_pullback_cam": cams.guided,
     }
 )
 """Program -> function of the assembled pullback and the program's settings (see `sptrace.programs.PROGRAMS`)."""
@@ -52,4 +55,4 @@ def compose(program: str, assembled: Assembled, settings: Mapping[str, Any]) -> 
     return module
 
 
-__all__ = ["BUILDERS", "ascent", "averages", "compose", "plain"]
+__all__ = ["BUILDERS", "ascent", "averages", "cams", "compose", "plain"]

@@ -23,30 +23,28 @@ def ascend(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
     Outputs: attribution, logits (of x_0), image_out = x_K.
     """
     composer = Composer(assembled)
-    image, target = composer.image_and_target()
+    image, neuron = composer.image_and_neuron()
     steps = composer.input("steps", number(torch.int64), settings["steps"])
     alpha = composer.input("alpha", number(torch.float32), settings["alpha"])
-    state = [composer.call(aten.zeros_like.default, image), target, composer.no_logits(image)]
     body = _step(assembled, settings)
-    moved, _, logits = composer.loop(body, steps, state, [image, alpha])
+    moved, answers = composer.rounds(body, steps, image, neuron, [image, alpha])
     if settings["clamp"] == "last":
         moved = _within_range(composer, moved, image, assembled.input_range)
     image_out = composer.call(aten.add.Tensor, image, moved)
-    return composer.outputs(attribution=moved, logits=logits, image_out=image_out)
+    return composer.outputs(attribution=moved, **answers, image_out=image_out)
 
 
 def _step(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
-    """One step. Carried: x_k - x_0, the target (resolved in the first step), the logits of x_0. Fixed: x_0, alpha."""
+    """One step. Carried: x_k - x_0, what is explained (resolved at once), answers at x_0. Fixed: x_0, alpha."""
     composer = Composer(assembled)
     index = composer.input("index", number(torch.int64))
-    moved = composer.input_like_pullbacks("moved", "image")
-    target = composer.input_like_pullbacks("target", "target")
-    logits = composer.input_like_logits("logits")
-    image = composer.input_like_pullbacks("image", "image")
+    moved = composer.input_like_image("moved")
+    chosen, answers = composer.input_like_chosen(), composer.inputs_like_answers()
+    image = composer.input_like_image("image")
     alpha = composer.input("alpha", number(torch.float32))
     point = composer.call(aten.add.Tensor, image, moved)
-    attribution, here, chosen = composer.pull(point, target)
-    step = composer.call(aten.div.Tensor, attribution, _norm(composer, attribution, TINY))
+    here = composer.pull(point, chosen)
+    step = composer.call(aten.div.Tensor, here.attribution, _norm(composer, here.attribution, TINY))
     moved = composer.call(aten.add.Tensor, moved, composer.call(aten.mul.Tensor, step, alpha))
     epsilon = settings["epsilon"]
     if epsilon is not None:
@@ -58,35 +56,32 @@ def _step(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
         moved = composer.call(aten.mul.Tensor, moved, radius)
     if settings["clamp"] == "every":
         moved = _within_range(composer, moved, image, assembled.input_range)
-    first = composer.call(aten.eq.Scalar, index, 0)
-    logits = composer.call(aten.where.self, first, here, logits)
-    return composer.outputs(moved=moved, target=chosen, logits=logits)
+    answers = composer.choose(composer.call(aten.eq.Scalar, index, 0), here.answers, answers)
+    return composer.outputs(moved=moved, chosen=here.chosen, **answers)
 
 
 def double(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
     """nu(x + alpha nu(x))."""
     composer = Composer(assembled)
-    image, target = composer.image_and_target()
+    image, neuron = composer.image_and_neuron()
     factor = composer.input("alpha", number(torch.float32), settings["alpha"])
     rounds = composer.constant("rounds", torch.tensor(2))
-    state = [composer.call(aten.zeros_like.default, image), target, composer.no_logits(image)]
-    attribution, _, logits = composer.loop(_again(assembled), rounds, state, [image, factor])
-    return composer.outputs(attribution=attribution, logits=logits)
+    attribution, answers = composer.rounds(_again(assembled), rounds, image, neuron, [image, factor])
+    return composer.outputs(attribution=attribution, **answers)
 
 
 def _again(assembled: Assembled) -> fx.GraphModule:
-    """One round. Carried: the attribution so far (0 at first), the target, the logits of x. Fixed: x, alpha."""
+    """One round. Carried: the attribution so far (0 at first), what is explained, answers at x. Fixed: x, alpha."""
     composer = Composer(assembled)
     index = composer.input("index", number(torch.int64))
-    attribution = composer.input_like_pullbacks("attribution", "image")
-    target = composer.input_like_pullbacks("target", "target")
-    logits = composer.input_like_logits("logits")
-    image = composer.input_like_pullbacks("image", "image")
+    attribution = composer.input_like_image("attribution")
+    chosen, answers = composer.input_like_chosen(), composer.inputs_like_answers()
+    image = composer.input_like_image("image")
     alpha = composer.input("alpha", number(torch.float32))
     point = composer.call(aten.add.Tensor, image, composer.call(aten.mul.Tensor, attribution, alpha))
-    attribution, here, chosen = composer.pull(point, target)
-    logits = composer.call(aten.where.self, composer.call(aten.eq.Scalar, index, 0), here, logits)
-    return composer.outputs(attribution=attribution, target=chosen, logits=logits)
+    here = composer.pull(point, chosen)
+    answers = composer.choose(composer.call(aten.eq.Scalar, index, 0), here.answers, answers)
+    return composer.outputs(attribution=here.attribution, chosen=here.chosen, **answers)
 
 
 def _norm(composer: Composer, x: fx.Node, at_least: float) -> fx.Node:

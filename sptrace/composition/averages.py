@@ -28,8 +28,8 @@ def smooth(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
         noise = normal(composer, draw, [1, *shape(image)[1:]], settings["seed"])
         return composer.call(aten.add.Tensor, image, composer.call(aten.mul.Tensor, noise, sigma))
 
-    composer, _, total, logits = _mean(assembled, noisy, settings, "sigma")
-    return composer.outputs(attribution=total, logits=logits)
+    composer, _, total, answers = _mean(assembled, noisy, settings, "sigma")
+    return composer.outputs(attribution=total, **answers)
 
 
 def integrated(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
@@ -46,45 +46,41 @@ def integrated(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphMod
         way = composer.call(aten.mul.Tensor, composer.call(aten.sub.Tensor, image, base), share)
         return composer.call(aten.add.Tensor, way, base)
 
-    composer, image, total, logits = _mean(assembled, between, settings, "baseline")
+    composer, image, total, answers = _mean(assembled, between, settings, "baseline")
     base = next(node for node in composer.graph.nodes if node.name == "baseline")
     distance = composer.call(aten.sub.Tensor, image, base)
-    return composer.outputs(attribution=composer.call(aten.mul.Tensor, distance, total), logits=logits)
+    return composer.outputs(attribution=composer.call(aten.mul.Tensor, distance, total), **answers)
 
 
 def _mean(
     assembled: Assembled, vary: Vary, settings: Mapping[str, Any], strength: str
-) -> tuple[Composer, fx.Node, fx.Node, fx.Node]:
-    """The open graph, its image, the mean of the pullback over what `vary` makes, and the image's own logits."""
+) -> tuple[Composer, fx.Node, fx.Node, dict[str, fx.Node]]:
+    """The open graph, its image, the mean of the pullback over what `vary` makes, and the answers at the image."""
     composer = Composer(assembled)
-    image, target = composer.image_and_target()
+    image, neuron = composer.image_and_neuron()
     count = composer.input("samples", number(torch.int64), settings["samples"])
     size = composer.input(strength, number(torch.float32), settings[strength])
-    # The first round is for the image itself: its logits, and the class predicted for it.
+    # The first round is for the image itself: its answers, and what a target of -1 stands for.
     rounds = composer.call(aten.add.Tensor, count, 1)
-    state = [composer.call(aten.zeros_like.default, image), target, composer.no_logits(image)]
-    total, _, logits = composer.loop(_round(assembled, vary), rounds, state, [image, count, size])
+    body = _round(assembled, vary)
+    total, answers = composer.rounds(body, rounds, image, neuron, [image, count, size])
     share = composer.call(aten.to.dtype, count, torch.float32)
-    return composer, image, composer.call(aten.div.Tensor, total, share), logits
+    return composer, image, composer.call(aten.div.Tensor, total, share), answers
 
 
 def _round(assembled: Assembled, vary: Vary) -> fx.GraphModule:
-    """Carried: the sum so far, the target, the image's logits. Fixed: image, number of samples, strength."""
+    """Carried: the sum so far, what is explained, answers at the image. Fixed: image, number of samples, strength."""
     composer = Composer(assembled)
     index = composer.input("index", number(torch.int64))
-    total = composer.input_like_pullbacks("total", "image")
-    target = composer.input_like_pullbacks("target", "target")
-    logits = composer.input_like_logits("logits")
-    image = composer.input_like_pullbacks("image", "image")
+    total = composer.input_like_image("total")
+    chosen, answers = composer.input_like_chosen(), composer.inputs_like_answers()
+    image = composer.input_like_image("image")
     samples = composer.input("samples", number(torch.int64))
     strength = composer.input("strength", number(torch.float32))
     first = composer.call(aten.eq.Scalar, index, 0)
     varied = vary(composer, image, composer.call(aten.sub.Tensor, index, 1), samples, strength)
     point = composer.call(aten.where.self, first, image, varied)
-    attribution, here, chosen = composer.pull(point, target)
-    counted = composer.call(aten.where.ScalarSelf, first, 0.0, attribution)
-    return composer.outputs(
-        total=composer.call(aten.add.Tensor, total, counted),
-        target=chosen,
-        logits=composer.call(aten.where.self, first, here, logits),
-    )
+    here = composer.pull(point, chosen)
+    counted = composer.call(aten.where.ScalarSelf, first, 0.0, here.attribution)
+    total = composer.call(aten.add.Tensor, total, counted)
+    return composer.outputs(total=total, chosen=here.chosen, **composer.choose(first, here.answers, answers))

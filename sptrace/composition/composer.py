@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from sptrace.assemble import Assembled, resolve_target
+from sptrace.assemble import Assembled
 from sptrace.composition.loop import Loop
-from sptrace.graph import BATCHES, GraphBuilder, placeholder
+from sptrace.graph import BATCHES, GraphBuilder, placeholder, static_shape
 
 aten = torch.ops.aten
 
 Values = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What the pullback gives at a picture.
+
+    Arguments:
+        attribution: of the image's shape.
+        chosen: what is explained, to be handed to later pulls: the target resolved, or the direction.
+        answers: what else a program outputs of the image itself: logits and, with a layer, activation.
+        at_layer: for class activation maps, the layer's features and their cotangent.
+    """
+
+    attribution: fx.Node
+    chosen: fx.Node
+    answers: dict[str, fx.Node]
+    at_layer: dict[str, fx.Node]
 
 
 class Composer(GraphBuilder):
@@ -29,7 +47,8 @@ class Composer(GraphBuilder):
     def __init__(self, assembled: Assembled) -> None:
         super().__init__(fx.GraphModule(nn.Module(), fx.Graph()))
         self.pullback = assembled.module
-        self.classes = assembled.classes
+        output = next(node for node in self.pullback.graph.nodes if node.op == "output")
+        self._results: dict[str, fx.Node] = dict(zip(output.meta["names"], output.args[0], strict=True))
 
     def input(self, name: str, values: Values, default: float | None = None) -> fx.Node:
         """An input of the graph; with a default it may be left out."""
@@ -39,35 +58,66 @@ class Composer(GraphBuilder):
         node.meta = {**self._meta, "values": values}
         return node
 
-    def image_and_target(self) -> tuple[fx.Node, fx.Node]:
-        """The two inputs that every program has."""
-        return self.input_like_pullbacks("image", "image"), self.input_like_pullbacks("target", "target")
+    def image_and_neuron(self) -> tuple[fx.Node, fx.Node]:
+        """The two inputs that every program has: image, and target or direction."""
+        return self.input_like_image("image"), self.input(self._neuron.name, self._neuron.meta["values"])
 
-    def input_like_pullbacks(self, name: str, as_its: str) -> fx.Node:
-        """An input of the shape that the pullback's own input `as_its` has."""
-        return self.input(name, placeholder(self.pullback.graph, as_its).meta["values"])
+    def input_like_image(self, name: str) -> fx.Node:
+        """An input of the image's shape."""
+        return self.input(name, placeholder(self.pullback.graph, "image").meta["values"])
 
-    def input_like_logits(self, name: str) -> fx.Node:
-        """An input of the shape of the pullback's logits."""
-        output = next(node for node in self.pullback.graph.nodes if node.op == "output")
-        return self.input(name, output.args[0][1].meta["values"])
+    def input_like_chosen(self) -> fx.Node:
+        """An input for what is explained: a target, or a direction."""
+        return self.input("chosen", self._neuron.meta["values"])
 
-    def pull(self, image: fx.Node, target: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node]:
-        """The pullback at `image`: attribution, logits, and the class that `target` names. Constants are shared."""
+    def inputs_like_answers(self) -> dict[str, fx.Node]:
+        """An input for each of the `answers` of a pull."""
+        return {name: self.input(name, self._results[name].meta["values"]) for name in self._answers}
+
+    def no_answers(self, image: fx.Node) -> list[fx.Node]:
+        """Zeros in the shapes of the answers: what a loop carries before its first round."""
+        batch = self.call(aten.sym_size.int, image, 0)
+        zero = self.constant("zero", torch.zeros(1, 1))
+        sizes = [static_shape(self._results[name], [1]) for name in self._answers]
+        return [self.call(aten.expand.default, zero, [batch, units]) for (units,) in sizes]
+
+    def choose(
+        self, condition: fx.Node, yes: Mapping[str, fx.Node], no: Mapping[str, fx.Node]
+    ) -> dict[str, fx.Node]:
+        """Answers: `yes` where the condition holds, else `no`."""
+        return {name: self.call(aten.where.self, condition, yes[name], no[name]) for name in yes}
+
+    def pull(self, image: fx.Node, chosen: fx.Node) -> Pulled:
+        """The pullback at `image` of what `chosen` names. Constants are shared."""
         copied: dict[fx.Node, fx.Node] = {}
-        arguments = {"image": image, "target": target}
         for node in self.pullback.graph.nodes:
             if node.op == "placeholder":
-                copied[node] = arguments[node.name]
-            elif node.op == "output":
-                attribution, logits = (copied[result] for result in node.args[0])
-                return attribution, logits, resolve_target(self, target, logits)
-            else:
+                copied[node] = image if node.name == "image" else chosen
+            elif node.op != "output":
                 if node.op == "get_attr":
                     self._share(str(node.target))
                 copied[node] = self.graph.node_copy(node, lambda argument: copied[argument])
                 copied[node].meta = dict(node.meta)
-        raise AssertionError("a graph without an output")
+        results = {name: copied[node] for name, node in self._results.items()}
+        return Pulled(
+            results["attribution"],
+            results["chosen"],
+            {name: results[name] for name in self._answers},
+            {name: results[name] for name in ("features", "cotangent") if name in results},
+        )
+
+    @property
+    def _neuron(self) -> fx.Node:
+        """The pullback's second input."""
+        names = ("target", "direction")
+        found: fx.Node = next(
+            node for node in self.pullback.graph.nodes if node.op == "placeholder" and node.name in names
+        )
+        return found
+
+    @property
+    def _answers(self) -> list[str]:
+        return [name for name in ("logits", "activation") if name in self._results]
 
     def loop(
         self, body: fx.GraphModule, rounds: fx.Node, carried: Sequence[fx.Node], fixed: Sequence[fx.Node]
@@ -82,10 +132,21 @@ class Composer(GraphBuilder):
         }
         return [self.call(operator.getitem, node, index) for index in range(len(carried))]
 
-    def no_logits(self, image: fx.Node) -> fx.Node:
-        """Zeros in the shape of the logits: what a loop carries before its first round."""
-        batch = self.call(aten.sym_size.int, image, 0)
-        return self.call(aten.expand.default, self.constant("zero", torch.zeros(1, 1)), [batch, self.classes])
+    def rounds(
+        self,
+        body: fx.GraphModule,
+        count: fx.Node,
+        image: fx.Node,
+        neuron: fx.Node,
+        fixed: Sequence[fx.Node],
+    ) -> tuple[fx.Node, dict[str, fx.Node]]:
+        """A loop that carries a sum of the image's shape, what is explained, and the answers of the first round.
+
+        Returns the sum after the last round, and the answers.
+        """
+        state = [self.call(aten.zeros_like.default, image), neuron, *self.no_answers(image)]
+        total, _, *answers = self.loop(body, count, state, fixed)
+        return total, dict(zip(self._answers, answers, strict=True))
 
     def outputs(self, **results: fx.Node) -> fx.GraphModule:
         """Close the graph. Its output is a tuple; the names are kept for the file."""

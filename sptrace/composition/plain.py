@@ -14,14 +14,14 @@ from sptrace.composition.composer import Composer, aten
 def itself(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
     """nu(x)."""
     composer = Composer(assembled)
-    image, target = composer.image_and_target()
-    attribution, logits, _ = composer.pull(image, target)
-    return composer.outputs(attribution=attribution, logits=logits)
+    pulled = composer.pull(*composer.image_and_neuron())
+    return composer.outputs(attribution=pulled.attribution, **pulled.answers)
 
 
 def input_times(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
     """x nu(x)."""
     composer = Composer(assembled)
-    image, target = composer.image_and_target()
-    attribution, logits, _ = composer.pull(image, target)
-    return composer.outputs(attribution=composer.call(aten.mul.Tensor, image, attribution), logits=logits)
+    image, neuron = composer.image_and_neuron()
+    pulled = composer.pull(image, neuron)
+    product = composer.call(aten.mul.Tensor, image, pulled.attribution)
+    return composer.outputs(attribution=product, **pulled.answers)

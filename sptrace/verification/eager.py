@@ -24,7 +24,7 @@ from sptrace.errors import UnsupportedError
 from sptrace.verification import eager_gates, eager_products
 from sptrace.verification.eager_scopes import Scopes
 
-__all__ = ["Rule", "measure", "reference"]
+__all__ = ["Rule", "activation", "at_layer", "measure", "reference"]
 
 Rule = tuple[str, float | tuple[float] | None]
 """A rule's name and its temperature: a number, (factor,) for one relative to the gate's input, or None."""
@@ -44,16 +44,19 @@ def reference(
     std: Sequence[float] | None = None,
     input_range: tuple[float, float] = (-1.0, 1.0),
     objective: str = "logit",
+    layer: str | None = None,
+    position: Sequence[int] | None = None,
     jitter: float = 0.0,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pull the target logit of every sample back to its image (METHOD: arXiv 2507.22832).
+    """Pull the target logit of every sample back to its image (METHOD: arXiv 2507.22832), or a layer's channel.
 
     Arguments:
         module: a network in eval mode, [N, C, H, W] to logits [N, classes] as a tensor, as an object
             with `.logits` or in a mapping with "logits". Its buffers and parameters' `.grad` are left alone.
         image: [N, C, H, W] in `input_range`, of the floating point type of the module.
-        target: [N] int64, the class to explain; -1 stands for the class predicted for that sample.
+        target: [N] int64, the class or channel to explain; -1 stands for the largest of that sample. Or [N, classes
+            or channels], floating point: the direction to explain.
         rules: for each kind of gate a pair (rule, temperature), or a function from the path of the module that
             calls the gate to such a mapping. A kind that is missing, or whose rule is "hard", is left to autograd.
             A temperature (c,) is c times the standard deviation of the gate's input over its picture.
@@ -86,6 +89,9 @@ def reference(
         std: see `mean`; both or neither.
         input_range: (low, high), the values of black and white in `image`.
         objective: what is pulled back: the target's "logit", or its log-probability ("cross_entropy").
+        layer: path of a module that is called once and gives [N, C, H, W], [N, T, C] or [N, C]: explained are its
+            channels, summed over space or tokens. None: the logits.
+        position: row and column, or number of a token, in place of the sum.
         jitter: hard gates take their derivative at z + jitter * std(z) * noise, values stay. Repeated with several
             seeds this tells how far a gradient depends on gates that are closer to their threshold than that.
         seed: of the jitter's noise.
@@ -99,6 +105,68 @@ def reference(
         UnsupportedError: a softened gate is called in a form that has no rule here.
 
     """
+    with torch.enable_grad(), _frozen(module):
+        leaf, logits, kept = _run(module, image, layer, rules, scales, mean, std, input_range, jitter, seed)
+        values = logits if kept is None else _summed(kept, position)
+        resolved, direction = _directed(target, values)
+        if objective == "cross_entropy":
+            direction = direction - values.detach().softmax(1)
+        (attribution,) = torch.autograd.grad(values, leaf, direction)
+    return attribution, logits.detach(), resolved
+
+
+def at_layer(
+    module: nn.Module,
+    image: Tensor,
+    target: Tensor,
+    *,
+    layer: str,
+    rules: Rules,
+    scales: list[float] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_range: tuple[float, float] = (-1.0, 1.0),
+    jitter: float = 0.0,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Return a layer's output, and the target logit pulled back to it; arguments as of `reference`."""
+    with torch.enable_grad(), _frozen(module):
+        _, logits, kept = _run(module, image, layer, rules, scales, mean, std, input_range, jitter, seed)
+        assert kept is not None
+        (cotangent,) = torch.autograd.grad(logits, kept, _directed(target, logits)[1])
+    return kept.detach(), cotangent
+
+
+def activation(
+    module: nn.Module,
+    image: Tensor,
+    *,
+    layer: str,
+    position: Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_range: tuple[float, float] = (-1.0, 1.0),
+) -> Tensor:
+    """Return the layer's channels [N, C], at the position or summed; arguments as of `reference`."""
+    with torch.enable_grad(), _frozen(module):
+        _, _, kept = _run(module, image, layer, {}, None, mean, std, input_range, 0.0, 0)
+        assert kept is not None
+        return _summed(kept, position).detach()
+
+
+def _run(
+    module: nn.Module,
+    image: Tensor,
+    layer: str | None,
+    rules: Rules,
+    scales: list[float] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    input_range: tuple[float, float],
+    jitter: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the leaf that stands for the image, the logits, and the layer's output if there is a layer."""
     # An exported graph has its mode baked in, and a `training` flag that means nothing.
     if module.training and not isinstance(module, torch.fx.GraphModule):
         raise ValueError("the reference needs a module in eval mode: call module.eval() first")
@@ -107,18 +175,41 @@ def reference(
     if isinstance(rules, Mapping):
         _check(rules)
     scopes = Scopes(len(image), scales)
-    with torch.enable_grad(), _frozen(module):
-        leaf = image.detach().requires_grad_()
-        pixels = _normalised(leaf, mean, std, input_range)
+    leaf = image.detach().requires_grad_()
+    pixels = _normalised(leaf, mean, std, input_range)
+    kept: list[Tensor] = []
+
+    def keep(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        kept.append(output.clone())
+        return kept[0].clone()  # what follows may work in place
+
+    hook = None if layer is None else module.get_submodule(layer).register_forward_hook(keep)
+    try:
         with _SoftenedGates(rules, scopes, jitter, seed), scopes.following(module):
             output = module(pixels)
-        logits = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", output)
-        resolved = torch.where(target == -1, logits.argmax(1), target)
-        direction = F.one_hot(resolved, logits.shape[1]).to(logits.dtype)
-        if objective == "cross_entropy":
-            direction = direction - logits.detach().softmax(1)
-        (attribution,) = torch.autograd.grad(logits, leaf, direction)
-    return attribution, logits.detach(), resolved
+    finally:
+        if hook is not None:
+            hook.remove()
+    logits = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", output)
+    return leaf, logits, kept[0] if kept else None
+
+
+def _directed(target: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the target with every -1 resolved, and the direction that it names; a direction is both itself."""
+    if target.is_floating_point():
+        return target, target
+    resolved = torch.where(target == -1, values.argmax(1), target)
+    return resolved, F.one_hot(resolved, values.shape[1]).to(values.dtype)
+
+
+def _summed(output: Tensor, position: Sequence[int] | None) -> Tensor:
+    """Return the channels [N, C] of a layer's output, at the position or summed."""
+    channels = output if output.ndim != 3 else output.transpose(1, 2)  # tokens have their channels last
+    if position is not None:
+        for index in position:
+            channels = channels.select(2, index)
+        return channels
+    return channels.flatten(2).sum(2) if channels.ndim > 2 else channels
 
 
 @torch.no_grad()

@@ -1,21 +1,33 @@
 """The programs a second time, in eager PyTorch and plain Python loops: what compiled programs are verified against.
 
 Like `sptrace.verification.eager` it shares no code with the compiler. Each program is a function of `pull`, which maps
-(image, target) to (attribution, logits, resolved target), and of the program's settings.
+(image, target) to (attribution, logits, resolved target), and of the program's settings. A direction takes the place of
+the target everywhere.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Pull = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+class Pull(Protocol):
+    """The pullback at a picture, image float32 [N, 3, H, W] and target int64 [N]."""
+
+    def __call__(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Attribution, logits, and the target resolved."""
+
+    def at_layer(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """For class activation maps: the layer's output, and the pullback there; guided gates are hard."""
+
+
 Range = tuple[float, float]
 Answer = tuple[Tensor, Tensor]
 """Attribution, and the logits of the image itself."""
@@ -81,6 +93,28 @@ def integrated(
     return way * total / settings["samples"], logits
 
 
+def gradcam(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Range) -> Answer:
+    """The class activation map in each of the image's channels."""
+    _, logits, target = pull(image, target)
+    return _map(pull, image, target, settings["interpolation"]).repeat(1, image.shape[1], 1, 1), logits
+
+
+def guided_cam(
+    pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Range
+) -> Answer:
+    """nu(x) times the class activation map."""
+    attribution, logits, target = pull(image, target)
+    return attribution * _map(pull, image, target, settings["interpolation"]), logits
+
+
+def _map(pull: Pull, image: Tensor, target: Tensor, interpolation: str) -> Tensor:
+    """Return relu(sum_c w_c A_c) in the image's height and width, w_c the mean of the cotangent of A_c."""
+    features, cotangent = pull.at_layer(image, target)
+    small = torch.einsum("nchw,nc->nhw", features, cotangent.mean((2, 3))).clamp(min=0)[:, None]
+    corners = False if interpolation == "bilinear" else None
+    return F.interpolate(small, image.shape[2:], mode=interpolation, align_corners=corners)
+
+
 EAGER: Mapping[str, Callable[[Pull, Tensor, Tensor, Mapping[str, Any], Range], Answer]] = {
     "soft_pullback": plain,
     "gradient": plain,
@@ -94,6 +128,9 @@ EAGER: Mapping[str, Callable[[Pull, Tensor, Tensor, Mapping[str, Any], Range], A
     "smoothgrad": smooth,
     "integrated_pullback": integrated,
     "integrated_gradients": integrated,
+    "gradcam": gradcam,
+    "guided_gradcam": guided_cam,
+    "guided_pullback_cam": guided_cam,
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from sptrace.artifact import Measured, Preprocessing, Verification
 from sptrace.errors import VerificationError
 from sptrace.programs import program_kind
 from sptrace.softening import Softening
-from sptrace.verification.eager import measure, reference
+from sptrace.verification.eager import Rule, activation, at_layer, measure, reference
 from sptrace.verification.eager_programs import EAGER
 
 TOLERANCE = 1e-4
@@ -61,36 +61,72 @@ class Eager:
     calibration: Tensor | None = None
 
     @cached_property
-    def _scales(self) -> list[float] | None:
+    def scales(self) -> list[float] | None:
+        """What relative temperatures refer to, where they are fixed."""
         if self.calibration is None:
             return None
-        return measure(self.network, self.calibration, rules=self.softening.gates, **self._input)
-
-    @property
-    def _input(self) -> dict[str, Any]:
-        how = self.preprocessing
-        return {"mean": how.mean, "std": how.std, "input_range": how.input_range}
+        return measure(self.network, self.calibration, rules=self.softening.gates, **self.normalisation())
 
     def __call__(
         self, image: Tensor, target: Tensor, jitter: float = 0.0, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Explain image, float32 [N, 3, H, W], for target, int64 [N]; jitter and seed as in `reference`."""
-        pull = partial(self._pull, jitter=jitter, seed=seed)
+        """Explain image, float32 [N, 3, H, W], for target, int64 [N], or a direction; the rest as in `reference`."""
+        pull = _Pull(self, jitter, seed)
         return EAGER[self.program](pull, image, target, self.settings, self.preprocessing.input_range)
 
-    def _pull(
-        self, image: Tensor, target: Tensor, *, jitter: float, seed: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def activation(self, image: Tensor) -> Tensor:
+        """What a target chooses from if there is a layer, float32 [N, channels]."""
+        layer, position = self.settings["layer"], self.settings["position"]
+        return activation(self.network, image, layer=layer, position=position, **self.normalisation())
+
+    def normalisation(self) -> dict[str, Any]:
+        """What the reference needs to know of the preprocessing."""
+        how = self.preprocessing
+        return {"mean": how.mean, "std": how.std, "input_range": how.input_range}
+
+
+@dataclass(frozen=True)
+class _Pull:
+    """The pullback of `Eager`, with hard gates jittered; see `sptrace.verification.eager_programs.Pull`."""
+
+    eager: Eager
+    jitter: float
+    seed: int
+
+    def __call__(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        eager, settings = self.eager, self.eager.settings
+        is_cam = program_kind(eager.program).is_cam
         return reference(
-            self.network,
+            eager.network,
             image,
             target,
-            rules=self.softening.gates,
-            scales=self._scales,
-            **self._input,
-            objective=self.settings.get("objective", "logit"),
-            jitter=jitter,
-            seed=seed,
+            rules=eager.softening.gates,
+            scales=eager.scales,
+            objective=settings.get("objective", "logit"),
+            layer=None if is_cam else settings["layer"],
+            position=settings.get("position"),
+            jitter=self.jitter,
+            seed=self.seed,
+            **eager.normalisation(),
+        )
+
+    def at_layer(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        def rules(path: str) -> dict[str, Rule]:
+            return {
+                kind: ("hard", None) if rule == "guided" else (rule, tau)
+                for kind, (rule, tau) in self.eager.softening.gates(path).items()
+            }
+
+        return at_layer(
+            self.eager.network,
+            image,
+            target,
+            layer=self.eager.settings["layer"],
+            rules=rules,
+            scales=self.eager.scales,
+            jitter=self.jitter,
+            seed=self.seed,
+            **self.eager.normalisation(),
         )
 
 
@@ -99,9 +135,10 @@ def verify(
 ) -> Verification:
     """Run the program on the example and on a second batch size, in onnxruntime, torch.fx and eager PyTorch.
 
-    The class explained is the predicted one, the program's run-time settings those of `eager`. Errors are the largest
-    difference, as a share of the largest value. If a gate is hard, attributions are measured by the L2 norm instead,
-    as a share of the norm, and may also differ by what gates in doubt explain (see `JITTER`).
+    What is explained is what a target of -1 stands for, or a random direction; the program's run-time settings are
+    those of `eager`. Errors are the largest difference, as a share of the largest value. If a gate is hard,
+    attributions are measured by the L2 norm instead, as a share of the norm, and may also differ by what gates in
+    doubt explain (see `JITTER`).
 
     Arguments:
         onnx_model: the serialized ONNX file.
@@ -120,29 +157,41 @@ def verify(
     session = onnxruntime.InferenceSession(onnx_model, _quiet(), providers=["CPUExecutionProvider"])
     distance = _relative_norm if hard else _relative_maximum
     settings = {item.name: eager.settings[item.name] for item in session.get_overridable_initializers()}
+    (neuron,) = (item for item in session.get_inputs() if item.name in ("target", "direction"))
+    names = [item.name for item in session.get_outputs()]
     measured = []
     for images in (example, torch.cat([example, example[:1].flip(-1)])):
-        target = torch.full((len(images),), -1)
+        chosen = _chosen(neuron, len(images))
         feeds: dict[str, NDArray[Any]] = {
             name: np.array(setting, dtype=_dtype(setting)) for name, setting in settings.items()
         }
-        attribution, logits = session.run(
-            ["attribution", "logits"], {"image": images.numpy(), "target": target.numpy(), **feeds}
-        )
+        feeds |= {"image": images.numpy(), neuron.name: chosen.numpy()}
+        answers = dict(zip(names, session.run(names, feeds), strict=True))
+        attribution, logits = answers["attribution"], answers["logits"]
         with torch.no_grad():
-            module_attribution, module_logits = module(images, target, **settings)[:2]
-        # The class that the program predicted: two equal logits are no error of the pullback.
-        resolved = torch.from_numpy(logits.argmax(axis=1))
+            module_answers = dict(zip(names, module(images, chosen, **settings), strict=True))
+        # What the program itself took for the largest: two equal logits are no error of the pullback.
+        resolved = chosen if neuron.name == "direction" else _resolved(answers, eager.settings)
         eager_attribution, eager_logits = (answer.numpy() for answer in eager(images, resolved))
         doubts = [eager(images, resolved, JITTER, seed)[0].numpy() for seed in range(DOUBTS if hard else 0)]
+        activations: dict[str, float] = {}
+        if "activation" in answers:
+            for other, theirs in (
+                ("module", module_answers["activation"]),
+                ("eager", eager.activation(images)),
+            ):
+                activations[f"activation_to_{other}"] = _relative_maximum(
+                    answers["activation"], theirs.numpy()
+                )
         measured.append(
             Measured(
                 batch=len(images),
-                attribution_to_module=distance(attribution, module_attribution.numpy()),
-                logits_to_module=_relative_maximum(logits, module_logits.numpy()),
+                attribution_to_module=distance(attribution, module_answers["attribution"].numpy()),
+                logits_to_module=_relative_maximum(logits, module_answers["logits"].numpy()),
                 attribution_to_eager=distance(attribution, eager_attribution),
                 logits_to_eager=_relative_maximum(logits, eager_logits),
                 doubt=max((distance(doubt, eager_attribution) for doubt in doubts), default=0.0),
+                **activations,
             )
         )
     result = Verification(
@@ -155,6 +204,20 @@ def verify(
     )
     _refuse_disagreement(result)
     return result
+
+
+def _chosen(neuron: onnxruntime.NodeArg, pictures: int) -> Tensor:
+    """What is explained: -1 for every picture, or a direction for each."""
+    if neuron.name == "target":
+        return torch.full((pictures,), -1)
+    return torch.randn(pictures, neuron.shape[1], generator=torch.Generator().manual_seed(0))
+
+
+def _resolved(answers: Mapping[str, NDArray[np.float32]], settings: Mapping[str, Any]) -> Tensor:
+    """What a target of -1 stands for, int64 [N]."""
+    values = answers.get("activation", answers["logits"])
+    unit = settings.get("unit")
+    return torch.from_numpy(values.argmax(axis=1)) if unit is None else torch.full((len(values),), unit)
 
 
 def _dtype(setting: float) -> type:
@@ -176,8 +239,10 @@ def _refuse_disagreement(result: Verification) -> None:
             ("attribution", "the eager reference", batch.attribution_to_eager, allowed),
             ("logits", "its torch.fx program", batch.logits_to_module, TOLERANCE),
             ("logits", "the eager reference", batch.logits_to_eager, TOLERANCE),
+            ("activation", "its torch.fx program", batch.activation_to_module, TOLERANCE),
+            ("activation", "the eager reference", batch.activation_to_eager, TOLERANCE),
         ):
-            if not error <= tolerance:  # so that NaN is refused too
+            if error is not None and not error <= tolerance:  # so that NaN is refused too
                 raise VerificationError(
                     f"the {what} of the ONNX program and of {other} differ by {error:.1e} at batch size "
                     f"{batch.batch}, more than {tolerance:.0e}: nothing was saved; "

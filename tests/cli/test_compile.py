@@ -199,3 +199,70 @@ def test_mistakes_in_a_softening(
     assert status == 2
     assert message in errors.replace("\n", " ")
     assert not (tmp_path / "tiny.onnx").exists()
+
+
+def test_a_channel_of_a_layer_from_network_to_picture(run: Run, tmp_path: Path) -> None:
+    artifact, photograph, numbers = tmp_path / "b.onnx", tmp_path / "photo.png", tmp_path / "n.npz"
+    neuron = ("--layer", "_blocks.5", "--unit", 7, "--position", "1,2")
+    status, output, errors = run("compile", "efficientnet_lite0", "-o", artifact, "--size", 64, *neuron)
+    assert status == 0, errors
+    assert "at _blocks.5, unit 7, position (1, 2); gates" in output
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)).save(photograph)
+    outputs = ("-o", tmp_path / "why.png", "--save-npz", numbers)
+    status, output, _ = run("explain", artifact, photograph, *outputs, "--top", 3)
+    assert status == 0
+    with np.load(numbers) as saved:
+        activation, target = saved["activation"], saved["target"]
+    assert activation.shape == (3, 80)
+    ranked = [index for index in np.argsort(-activation[0]).tolist() if index != 7]
+    assert target.tolist() == [7, *ranked[:2]]
+    rows = [line.split() for line in output.splitlines()[1:4]]
+    assert rows == [
+        [str(index), "channel", str(index), f"{activation[0, index]:.3f}"] for index in target.tolist()
+    ]
+
+
+def test_a_direction_on_the_command_line(run: Run, exported: Path, tmp_path: Path) -> None:
+    artifact, photograph, numbers = tmp_path / "tiny.onnx", tmp_path / "photo.png", tmp_path / "n.npz"
+    assert run("compile", exported, "-o", artifact, "--direction")[0] == 0
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(photograph)
+    vector = np.array([1, 0, -2, 0, 0.5], np.float32)
+    np.save(tmp_path / "direction.npy", vector)
+    explain = ("explain", artifact, photograph, "-o", tmp_path / "why.png", "--save-npz", numbers)
+    assert run(*explain, "--direction", tmp_path / "direction.npy")[0] == 0
+    explainer = sptrace.load(artifact)
+    image = sptrace.photo.prepare(sptrace.photo.read(photograph), explainer.description.preprocessing)
+    with np.load(numbers) as saved:
+        assert sorted(saved) == ["attribution", "logits"]
+        np.testing.assert_array_equal(saved["attribution"], explainer.attribute(image, direction=vector))
+    for arguments, complaint in (
+        ((), "pass direction="),
+        (("--target", "3"), "takes no target"),
+        (("--direction", photograph), "write it with numpy.save"),
+        (("--direction", numbers), "several arrays"),
+        (("--direction", tmp_path / "direction.npy", "--target", "3"), "leave one of them out"),
+        (("--top", "2"), "leave out --top"),
+    ):
+        status, _, errors = run(*explain, *arguments)
+        assert (status, errors.count("\n")) == (2, 1)
+        assert complaint in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--position", "1,2"), "position belongs to a layer"),
+        (("--layer", "features", "--position", "1;2"), "--position 1;2: write row and column"),
+        (("--layer", "features", "--option", "layer=head"), "--layer and --option layer= say the same"),
+        (("--layer", "feature"), "no layer 'feature': did you mean features"),
+        (("--layer", "features"), "never calls 'features' as a module"),
+        (("--layer", "features", "--unit", "1", "--direction"), "leave out one of unit and direction"),
+    ],
+)
+def test_wrong_neurons(
+    run: Run, exported: Path, tmp_path: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    status, _, errors = run("compile", exported, "-o", tmp_path / "tiny.onnx", *arguments)
+    assert (status, errors.count("\n")) == (2, 1)
+    assert complaint in errors
+    assert not (tmp_path / "tiny.onnx").exists()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sptrace.cli import main
-from sptrace.programs import PROGRAMS
+from sptrace.programs import NEURON, PROGRAMS
 
 
 def test_every_program_has_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -15,5 +15,8 @@ def test_every_program_has_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         (line,) = (line for line in lines if line.split()[:1] == [name])
         assert kind.summary in line
         assert kind.source in line
-        for option in kind.options:
+        for option, about in kind.options.items():
+            if NEURON.get(option) is about:
+                assert about.help in next(text for text in lines if text.split()[:1] == [option])
+                continue
             assert f"{option}=" in line or f"{option}*=" in line

@@ -18,6 +18,7 @@ from sptrace import passes
 from sptrace.artifact import Preprocessing
 from sptrace.assemble import assemble
 from sptrace.capture import capture
+from sptrace.composition import compose
 from sptrace.emission import EMITTERS, emit
 from sptrace.errors import UnsupportedError
 from sptrace.graph import Target
@@ -71,7 +72,8 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module")
 def module(network: nn.Module) -> torch.fx.GraphModule:
     preprocessing = Preprocessing(size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
-    return assemble(capture(network, numbers(1, 3, *SIZE)), preprocessing, Softening()).module
+    assembled = assemble(capture(network, numbers(1, 3, *SIZE)), preprocessing, Softening())
+    return compose("soft_pullback", assembled, {})
 
 
 @pytest.fixture(scope="module")

@@ -65,9 +65,9 @@ def capture_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The classifier need not be captured again for every test."""
     right = compiler.capture.capture
 
-    def capture(network: torch.nn.Module, example: Tensor) -> fx.GraphModule:
-        if not hasattr(network, "stem"):
-            return right(network, example)
+    def capture(network: torch.nn.Module, example: Tensor, layer: str | None) -> fx.GraphModule:
+        if not hasattr(network, "stem") or layer is not None:
+            return right(network, example, layer)
         if not CAPTURED:
             CAPTURED.append(right(network, example))
         return copy.deepcopy(CAPTURED[0])

@@ -1,0 +1,124 @@
+"""What is pulled back: the nodes that choose one class, channel or direction, and the cotangent to begin with."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from sptrace.errors import SptraceError
+from sptrace.graph import GraphBuilder, placeholder, shape, static_shape, without_data
+from sptrace.neuron import Neuron
+
+aten = torch.ops.aten
+
+
+def activation(module: fx.GraphModule, explained: fx.Node, neuron: Neuron) -> fx.Node:
+    """What a target chooses from, float32 [N, units]: logits, or a layer's channels at a position or summed.
+
+    Arguments:
+        module: its graph holds `explained`; nodes are added at the place that is set.
+        explained: the logits, or the layer's output [N, C, H, W], [N, T, C] or [N, C].
+        neuron: what is explained.
+
+    Raises:
+        SptraceError: the layer has no such unit or position.
+    """
+    builder = GraphBuilder(module)
+    dims = _places(explained)
+    _check(explained, neuron)
+    with builder.origin(explained, adjoint=False):
+        if neuron.position is not None:
+            place = explained
+            for dim, index in sorted(zip(dims, neuron.position, strict=True), reverse=True):
+                place = builder.call(aten.select.int, place, dim, index)
+            return place
+        return builder.call(aten.sum.dim_IntList, explained, dims) if dims else explained
+
+
+def choose(
+    module: fx.GraphModule, explained: fx.Node, values: fx.Node, neuron: Neuron
+) -> tuple[fx.Node, fx.Node]:
+    """Add the input `target` or `direction`.
+
+    Arguments:
+        module: its graph gets the input.
+        explained: the logits, or the layer's output.
+        values: what `activation` gave.
+        neuron: what is explained.
+
+    Returns:
+        What was chosen: the target int64 [N] with every -1 resolved, or the direction float32 [N, units]. And the
+        cotangent of `explained`, of its shape.
+    """
+    graph, builder = module.graph, GraphBuilder(module)
+    image = placeholder(graph, "image")
+    (units,) = static_shape(values, [1])
+    with graph.inserting_after(image):
+        given = graph.placeholder("direction" if neuron.direction else "target")
+    sizes, dtype = ([units], torch.float32) if neuron.direction else ([], torch.int64)
+    given.meta = {"values": without_data(*sizes, dtype=dtype), "path": "", "adjoint": True}
+    with builder.origin(given, adjoint=True):
+        if neuron.direction:
+            return given, _everywhere(builder, given, explained, neuron)
+        chosen = _resolve(builder, given, values, neuron)
+        column = builder.reshape(chosen, [-1, 1])
+        numbers = builder.constant("target.classes", torch.arange(units).reshape(1, -1))
+        direction = builder.call(aten.to.dtype, builder.call(aten.eq.Tensor, numbers, column), torch.float32)
+        if neuron.objective == "cross_entropy":
+            # The log-probability of the target: the softmax of the logits is subtracted.
+            direction = builder.call(aten.sub.Tensor, direction, builder.call(aten.softmax.int, values, 1))
+        return chosen, _everywhere(builder, direction, explained, neuron)
+
+
+def _resolve(builder: GraphBuilder, target: fx.Node, values: fx.Node, neuron: Neuron) -> fx.Node:
+    """The unit that `target` names, int64 [N]: -1 stands for the neuron's own, or for the largest."""
+    unnamed = builder.call(aten.lt.Scalar, target, 0)
+    if neuron.unit is not None:
+        return builder.call(aten.where.ScalarSelf, unnamed, neuron.unit, target)
+    return builder.call(aten.where.self, unnamed, builder.call(aten.argmax.default, values, 1), target)
+
+
+def _everywhere(builder: GraphBuilder, direction: fx.Node, explained: fx.Node, neuron: Neuron) -> fx.Node:
+    """The adjoint of `activation`: the direction at every place of the layer, or at the neuron's position alone."""
+    dims = _places(explained)
+    if not dims:
+        return direction
+    sizes = [-1 if dim == 0 else 1 if dim in dims else size for dim, size in enumerate(shape(explained))]
+    places = torch.ones([1 if dim not in dims else size for dim, size in enumerate(shape(explained))])
+    if neuron.position is not None:
+        places = torch.zeros_like(places)
+        places[
+            tuple(neuron.position[dims.index(dim)] if dim in dims else 0 for dim in range(places.ndim))
+        ] = 1
+    return builder.call(
+        aten.mul.Tensor, builder.reshape(direction, sizes), builder.constant("layer.places", places)
+    )
+
+
+def _places(explained: fx.Node) -> list[int]:
+    """The dimensions of space or tokens."""
+    return {2: [], 3: [1], 4: [2, 3]}[len(shape(explained))]
+
+
+def _check(explained: fx.Node, neuron: Neuron) -> None:
+    sizes, dims = shape(explained), _places(explained)
+    units = next(size for dim, size in enumerate(sizes) if dim > 0 and dim not in dims)
+    if neuron.unit is not None and neuron.unit >= units:
+        raise SptraceError(f"the layer {neuron.layer!r} has no unit {neuron.unit}: give 0 to {units - 1}")
+    if neuron.position is None:
+        return
+    given = ", ".join(map(str, neuron.position))
+    if not dims:
+        raise SptraceError(
+            f"the layer {neuron.layer!r} gives [N, {units}], without positions: leave position out"
+        )
+    extent = [sizes[dim] for dim in dims]
+    if len(extent) != len(neuron.position):
+        wanted = "row and column" if len(extent) == 2 else "the number of one token"
+        raise SptraceError(
+            f"the position ({given}) is none of {neuron.layer!r}, which gives "
+            f"[N, {', '.join(map(str, sizes[1:]))}]: give {wanted}"
+        )
+    if any(index >= size for index, size in zip(neuron.position, extent, strict=True)):
+        last = ", ".join(str(size - 1) for size in extent)
+        raise SptraceError(f"the layer {neuron.layer!r} has no position ({given}): the last one is ({last})")
