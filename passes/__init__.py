@@ -28,6 +28,7 @@ from sptrace.passes.flip_unit_stride_adjoints import flip_unit_stride_adjoints
 from sptrace.passes.fold_batch_norms import fold_batch_norms
 from sptrace.passes.fold_constants import fold_constants
 from sptrace.passes.functionalize import functionalize
+from sptrace.passes.lift_parameters import lift_parameters
 from sptrace.passes.remove_casts import remove_casts
 from sptrace.passes.remove_identities import remove_identities
 from sptrace.passes.share_common_subexpressions import share_common_subexpressions
@@ -97,6 +98,7 @@ __all__ = [
     "fold_batch_norms",
     "fold_constants",
     "functionalize",
+    "lift_parameters",
     "remove_casts",
     "remove_identities",
     "run",

@@ -23,11 +23,15 @@ def fold_batch_norms(module: fx.GraphModule) -> int:
     1. batch_norm(conv(x, w, b)), the convolution read by nothing else  ->  conv(x, w scale, b scale + shift)
     2. batch_norm(x) otherwise                                         ->  x scale + shift
 
-    The pullback is taken afterwards, so the folded weights serve both directions.
+    The pullback is taken afterwards, so the folded weights serve both directions. Where weight and bias are no
+    constants, scale and shift are computed in the graph, and 2. applies.
     """
     builder = GraphBuilder(module)
     norms = [node for node in module.graph.nodes if node.target == aten.batch_norm.default]
     for norm in norms:
+        if any(isinstance(given, fx.Node) and given.op != "get_attr" for given in norm.args[1:3]):
+            _apply_varying(builder, norm)
+            continue
         scale, shift = _affine(module, norm, *norm.args)
         source = norm.args[0]
         if source.target in CONVOLUTIONS and len(source.users) == 1 and _constant_weights(source):
@@ -72,6 +76,26 @@ def _affine(
     if bias is not None:
         shift = shift + parameter(module, bias).double()
     return scale, shift
+
+
+def _apply_varying(builder: GraphBuilder, norm: fx.Node) -> None:
+    """(x - mean) / sqrt(variance + eps), times weight, plus bias: weight or bias are computed by the graph."""
+    source, weight, bias, *rest = norm.args
+    scale, shift = _affine(builder.module, norm, source, None, None, *rest)
+    sizes = [1, -1] + [1] * (value(norm).ndim - 2)
+    path = norm.meta["path"] or norm.name
+    with builder.replacing(norm):
+        standard = (
+            builder.constant(f"{path}.standard_scale", scale.float()),
+            builder.constant(f"{path}.standard_shift", shift.float()),
+        )
+        result = source
+        for factor, term in (standard, (weight, bias)):
+            if factor is not None:
+                result = builder.call(aten.mul.Tensor, result, builder.reshape(factor, sizes))
+            if term is not None:
+                result = builder.call(aten.add.Tensor, result, builder.reshape(term, sizes))
+        builder.replace(norm, result)
 
 
 def _constant_weights(convolution: fx.Node) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
@@ -34,6 +34,7 @@ class Assembled:
         scales: what relative temperatures refer to, where that was measured when compiling.
         classes: number of logits.
         input_range: the values of black and white in `image`.
+        parameters: for every input that a parameter was lifted to, the path of the constant and the parameter's name.
     """
 
     module: fx.GraphModule
@@ -41,6 +42,7 @@ class Assembled:
     scales: tuple[LayerScale, ...]
     classes: int
     input_range: tuple[float, float]
+    parameters: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def assemble(
@@ -49,6 +51,7 @@ def assemble(
     softening: Softening,
     neuron: Neuron = LOGIT,
     calibration: Tensor | None = None,
+    lift: Mapping[str, str] | None = None,
 ) -> Assembled:
     """Turn a captured network into its pullback; `module` is used up.
 
@@ -59,15 +62,18 @@ def assemble(
         softening: rules and temperatures of the gates.
         neuron: what is pulled back.
         calibration: float32 [M, 3, H, W]; on these pictures relative temperatures are fixed. None: they stay relative.
+        lift: paths of constants that are parameters, with their names; they become inputs. None: they stay constants.
 
     Raises:
         SptraceError: the layer has no such unit or position, or is no map.
         UnsupportedError: an op has no rule.
     """
+    names = lift or {}
+    lifted = passes.lift_parameters(module, names)
     _normalize_input(module, preprocessing)
     passes.run(passes.PREPARE, module)
     gates = passes.soften(module, softening)
-    scales = () if calibration is None else calibrate(module, calibration)
+    scales = () if calibration is None else calibrate(module, calibration, lifted.values())
     graph = module.graph
     output = next(node for node in graph.nodes if node.op == "output")
     logits, features = output.args[0] if isinstance(output.args[0], tuple) else (output.args[0], None)
@@ -91,7 +97,8 @@ def assemble(
     output.meta = {"names": tuple(results)}
     (classes,) = static_shape(logits, [1])
     passes.run(passes.LOWER, module)
-    return Assembled(module, gates, scales, classes, preprocessing.input_range)
+    parameters = {place: (path, names[path]) for place, path in lifted.items()}
+    return Assembled(module, gates, scales, classes, preprocessing.input_range, parameters)
 
 
 def _require_map(features: fx.Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,22 +16,26 @@ CHUNK = 8
 
 
 @torch.no_grad()
-def calibrate(module: fx.GraphModule, pictures: Tensor) -> tuple[LayerScale, ...]:
+def calibrate(
+    module: fx.GraphModule, pictures: Tensor, parameters: Iterable[str] = ()
+) -> tuple[LayerScale, ...]:
     """Turn every relative temperature into a fixed one: its factor times the scale of the gate's input.
 
     The scale is the standard deviation of the input over one picture, averaged over the pictures (METHOD: beyond the
     paper). Gates whose input is the same everywhere keep the smallest normal float32 as their scale.
 
     Arguments:
-        module: softened; its one input is the image.
+        module: softened; its inputs are the image, and parameters where they were lifted.
         pictures: float32 [M, 3, H, W] in the input's range.
+        parameters: paths of the constants that those inputs stand for.
 
     Returns:
         What was measured, in the order of the graph.
     """
     totals: dict[fx.Node, float] = {}
+    constants = [module.get_buffer(path) for path in parameters]
     for first in range(0, len(pictures), CHUNK):
-        _Measure(module, totals).run(pictures[first : first + CHUNK])
+        _Measure(module, totals).run(pictures[first : first + CHUNK], *constants)
     scales = {
         node: max(total / len(pictures), float(torch.finfo(torch.float32).tiny))
         for node, total in totals.items()
@@ -49,10 +54,10 @@ class _Measure(fx.Interpreter):
         self.totals = totals
         self.pictures = 0
 
-    def run(self, image: Tensor) -> Any:  # type: ignore[override]  # it has one input
+    def run(self, image: Tensor, *parameters: Tensor) -> Any:  # type: ignore[override]  # of less it knows nothing
         """Measure the layers for image, float32 [N, 3, H, W]."""
         self.pictures = len(image)
-        return super().run(image)
+        return super().run(image, *parameters)
 
     def run_node(self, node: fx.Node) -> Any:
         """Run it; first measure its input if its temperature is relative."""

@@ -150,7 +150,8 @@ def compile_network(
     captured = capture.capture(network.module, example, settings["layer"])
     progress("building the pullback" if pictures is None else f"measuring layers on {len(pictures)} pictures")
     neuron = Neuron.of_cam(settings) if kind.is_cam else Neuron.of(settings)
-    assembled = assemble(captured, preprocessing, softening, neuron, pictures)
+    lift = _parameters(network.module, captured) if kind.varies_weights else None
+    assembled = assemble(captured, preprocessing, softening, neuron, pictures, lift)
     if network.labels is not None and len(network.labels) != assembled.classes:
         raise SptraceError(
             f"{len(network.labels)} labels for {assembled.classes} classes: give one name per class"
@@ -199,6 +200,18 @@ def example_image(preprocessing: Preprocessing) -> Tensor:
     noise = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0)) - 0.5
     pixels = (0.5 + 0.3 * torch.stack(waves) + 0.3 * noise).clamp(0, 1)
     return (low + (high - low) * pixels)[None]
+
+
+def _parameters(network: nn.Module, captured: fx.GraphModule) -> dict[str, str]:
+    """Which of the captured constants are parameters: path -> name in the network."""
+    names = {
+        parameter.data_ptr(): name for name, parameter in network.named_parameters() if parameter.numel()
+    }
+    return {
+        path: names[constant.data_ptr()]
+        for path, constant in captured.named_buffers()
+        if constant.data_ptr() in names
+    }
 
 
 def _calibration(given: Tensor | None, example: Tensor, softening: Softening) -> Tensor | None:

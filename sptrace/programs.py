@@ -120,6 +120,17 @@ _ASCENT: Mapping[str, Option] = {
     "objective": _OBJECTIVE,
 }
 _NOISE: Mapping[str, Option] = {"samples": _SAMPLES, "sigma": _SIGMA, "seed": _SEED}
+_FUSION: Mapping[str, Option] = {
+    "samples": Option(
+        10, "number of pictures for every draw of weights", _is_count, "a whole number of at least 1", True
+    ),
+    "draws": Option(10, "number of draws of weights", _is_count, "a whole number of at least 1", True),
+    "sigma": _SIGMA,
+    "weight_sigma": Option(
+        0.1, "standard deviation of the noise that weights are multiplied by", _is_number, "a number", True
+    ),
+    "seed": _SEED,
+}
 _PATH: Mapping[str, Option] = {
     "samples": _SAMPLES,
     "baseline": Option(
@@ -156,6 +167,7 @@ class ProgramKind:
         options: its settings by name, those that all programs share among them.
         tolerance: verification's bound on the largest error, as a share of the largest value.
         is_cam: is it made with a class activation map? Then its option `layer` is where the map is taken.
+        varies_weights: does it compute with other weights than the network's?
     """
 
     summary: str
@@ -164,6 +176,7 @@ class ProgramKind:
     options: Mapping[str, Option] = field(default_factory=lambda: NEURON)
     tolerance: float = 1e-4
     is_cam: bool = False
+    varies_weights: bool = False
 
     def softening(self, asked: Softening) -> Softening:
         """The softening that the program uses."""
@@ -201,7 +214,7 @@ class ProgramKind:
         Two rounds show that what a loop carries is right. With hard gates the second step of an ascent would say
         nothing: a gate that float32 cannot decide moves the first step, and then many gates the second.
         """
-        rounds = {"steps": 1 if hard else 2, "samples": 2}
+        rounds = {"steps": 1 if hard else 2, "samples": 2, "draws": 2}
         return {
             name: min(setting, rounds[name]) if name in rounds else setting
             for name, setting in settings.items()
@@ -229,14 +242,25 @@ def _soft_and_hard(
     summary: str,
     source: tuple[str, str],
     options: Mapping[str, Option],
-    tolerance: float,
+    tolerance: float = 1e-4,
+    *,
+    varies_weights: bool = False,
 ) -> dict[str, ProgramKind]:
     """A program with soft gates, and its twin with hard ones."""
-    options = {**options, **NEURON}
-    return {
-        soft: ProgramKind(summary.format("the pullback"), source[0], None, options, tolerance),
-        hard: ProgramKind(summary.format("the gradient"), source[1], "hard", options, tolerance),
-    }
+    kinds = {}
+    for name, what, origin, preset in (
+        (soft, "the pullback", source[0], None),
+        (hard, "the gradient", source[1], "hard"),
+    ):
+        kinds[name] = ProgramKind(
+            summary.format(what),
+            origin,
+            preset,
+            {**options, **NEURON},
+            tolerance,
+            varies_weights=varies_weights,
+        )
+    return kinds
 
 
 PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
@@ -274,7 +298,14 @@ PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
             "mean of {} over noisy copies of the image",
             (PAPER, "Smilkov et al., arXiv 1706.03825"),
             _NOISE,
-            1e-4,
+        ),
+        **_soft_and_hard(
+            "fusion_pullback",
+            "fusiongrad",
+            "mean of {} over noisy copies of the image and noisy weights",
+            (PAPER, "Bykov et al., arXiv 2106.10185"),
+            _FUSION,
+            varies_weights=True,
         ),
         **_soft_and_hard(
             "integrated_pullback",
@@ -282,7 +313,6 @@ PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
             "(x - baseline) times the mean of {} along the straight path from the baseline",
             (PAPER, "Sundararajan et al., arXiv 1703.01365"),
             _PATH,
-            1e-4,
         ),
         **_soft_and_hard(
             "input_x_pullback",
@@ -290,7 +320,6 @@ PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
             "image times {}",
             (PAPER, "Shrikumar et al., arXiv 1605.01713"),
             {},
-            1e-4,
         ),
         "gradcam": ProgramKind(
             "class activation map of a layer, its channels weighed by their mean gradient; alike in all colours",

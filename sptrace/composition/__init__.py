@@ -10,7 +10,7 @@ from torch import fx
 
 from sptrace import passes
 from sptrace.assemble import Assembled
-from sptrace.composition import ascent, averages, cams, plain
+from sptrace.composition import ascent, averages, cams, fusion, plain
 from sptrace.composition.loop import Loop
 
 Build = Callable[[Assembled, Mapping[str, Any]], fx.GraphModule]
@@ -27,6 +27,8 @@ BUILDERS: Mapping[str, Build] = MappingProxyType(
         "gradient_ascent": ascent.ascend,
         "smooth_pullback": averages.smooth,
         "smoothgrad": averages.smooth,
+        "fusion_pullback": fusion.fuse,
+        "fusiongrad": fusion.fuse,
         "integrated_pullback": averages.integrated,
         "integrated_gradients": averages.integrated,
         "gradcam": cams.gradcam,
@@ -55,4 +57,4 @@ def compose(program: str, assembled: Assembled, settings: Mapping[str, Any]) -> 
     return module
 
 
-__all__ = ["BUILDERS", "ascent", "averages", "cams", "compose", "plain"]
+__all__ = ["BUILDERS", "ascent", "averages", "cams", "compose", "fusion", "plain"]

@@ -6,6 +6,7 @@ import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -87,12 +88,32 @@ class Composer(GraphBuilder):
         """Answers: `yes` where the condition holds, else `no`."""
         return {name: self.call(aten.where.self, condition, yes[name], no[name]) for name in yes}
 
-    def pull(self, image: fx.Node, chosen: fx.Node) -> Pulled:
-        """The pullback at `image` of what `chosen` names. Constants are shared."""
+    def share(self, path: str) -> fx.Node:
+        """The pullback's constant of this path."""
+        self._share(path)
+        node = self.graph.get_attr(path)
+        node.meta = {**self._meta, "values": self.constant_values(path)}
+        return node
+
+    def constant_values(self, path: str) -> Values:
+        """`values` of the pullback's constant of this path."""
+        return (self.pullback.get_buffer(path).to("meta"),) * len(BATCHES)
+
+    def pull(
+        self,
+        image: fx.Node,
+        chosen: fx.Node,
+        parameters: Mapping[str, fx.Node] = MappingProxyType({}),
+    ) -> Pulled:
+        """The pullback at `image` of what `chosen` names, with values for the parameters that were lifted.
+
+        Constants are shared.
+        """
         copied: dict[fx.Node, fx.Node] = {}
+        given = {"image": image, self._neuron.name: chosen, **parameters}
         for node in self.pullback.graph.nodes:
             if node.op == "placeholder":
-                copied[node] = image if node.name == "image" else chosen
+                copied[node] = given[node.name]
             elif node.op != "output":
                 if node.op == "get_attr":
                     self._share(str(node.target))

@@ -7,7 +7,9 @@ the target everywhere.
 
 from __future__ import annotations
 
+import copy
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Pull(Protocol):
@@ -26,6 +28,9 @@ class Pull(Protocol):
 
     def at_layer(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """For class activation maps: the layer's output, and the pullback there; guided gates are hard."""
+
+    def with_noisy_weights(self, draw: int, sigma: float, seed: int) -> Pull:
+        """The pullback of a network whose parameters are multiplied by 1 + sigma times normal noise."""
 
 
 Range = tuple[float, float]
@@ -81,6 +86,28 @@ def smooth(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any
     return total / settings["samples"], logits
 
 
+def fusion(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Range) -> Answer:
+    """Mean of nu(x + noise) with noisy weights."""
+    _, logits, target = pull(image, target)
+    total, samples, seed = torch.zeros_like(image), settings["samples"], settings["seed"]
+    for draw in range(settings["draws"]):
+        varied = pull.with_noisy_weights(draw, settings["weight_sigma"], seed)
+        for sample in range(samples):
+            noise = torch.from_numpy(normal(draw * samples + sample, tuple(image.shape[1:]), seed))
+            total += varied(image + settings["sigma"] * noise, target)[0]
+    return total / (samples * settings["draws"]), logits
+
+
+def noisy_weights(network: nn.Module, draw: int, sigma: float, seed: int) -> nn.Module:
+    """A copy of the network with every parameter multiplied by 1 + sigma times noise that its name seeds."""
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        for name, parameter in copied.named_parameters():
+            own = (seed + zlib.crc32(name.encode())) % (2**31 - 1)
+            parameter *= 1 + sigma * torch.from_numpy(normal(draw, tuple(parameter.shape), own))
+    return copied
+
+
 def integrated(
     pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Range
 ) -> Answer:
@@ -126,6 +153,8 @@ EAGER: Mapping[str, Callable[[Pull, Tensor, Tensor, Mapping[str, Any], Range], A
     "gradient_ascent": ascent,
     "smooth_pullback": smooth,
     "smoothgrad": smooth,
+    "fusion_pullback": fusion,
+    "fusiongrad": fusion,
     "integrated_pullback": integrated,
     "integrated_gradients": integrated,
     "gradcam": gradcam,

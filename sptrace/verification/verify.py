@@ -6,7 +6,7 @@ It is run beside the torch.fx program that it was written from, and beside the i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +21,7 @@ from sptrace.errors import VerificationError
 from sptrace.programs import program_kind
 from sptrace.softening import Softening
 from sptrace.verification.eager import Rule, activation, at_layer, measure, reference
-from sptrace.verification.eager_programs import EAGER
+from sptrace.verification.eager_programs import EAGER, noisy_weights
 
 TOLERANCE = 1e-4
 """Largest difference, as a share of the largest value."""
@@ -74,6 +74,18 @@ class Eager:
         pull = _Pull(self, jitter, seed)
         return EAGER[self.program](pull, image, target, self.settings, self.preprocessing.input_range)
 
+    @cached_property
+    def _varied(self) -> dict[int, torch.nn.Module]:
+        return {}
+
+    def with_noisy_weights(self, draw: int, sigma: float, seed: int) -> Eager:
+        """The same with weights that noise was put on; relative temperatures stay what they are."""
+        if draw not in self._varied:
+            self._varied[draw] = noisy_weights(self.network, draw, sigma, seed)
+        varied = replace(self, network=self._varied[draw])
+        varied.__dict__["scales"] = self.scales
+        return varied
+
     def activation(self, image: Tensor) -> Tensor:
         """What a target chooses from if there is a layer, float32 [N, channels]."""
         layer, position = self.settings["layer"], self.settings["position"]
@@ -109,6 +121,9 @@ class _Pull:
             seed=self.seed,
             **eager.normalisation(),
         )
+
+    def with_noisy_weights(self, draw: int, sigma: float, seed: int) -> _Pull:
+        return replace(self, eager=self.eager.with_noisy_weights(draw, sigma, seed))
 
     def at_layer(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         def rules(path: str) -> dict[str, Rule]:

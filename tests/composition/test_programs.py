@@ -16,7 +16,7 @@ import sptrace
 from sptrace.programs import PROGRAMS
 from sptrace.softening import Softening
 from sptrace.verification.eager import reference
-from sptrace.verification.eager_programs import EAGER
+from sptrace.verification.eager_programs import EAGER, noisy_weights
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 TARGET = np.array([2, 5, 2])
@@ -52,9 +52,17 @@ def expected(program: str, image: np.ndarray, target: np.ndarray, **options: Any
     kind = PROGRAMS[program]
     rules = kind.softening(Softening()).gates()
 
-    def pull(image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return reference(small_networks.classifier(), image, target, rules=rules, mean=MEAN, std=STD)
+    class Pull:
+        def __init__(self, network: torch.nn.Module) -> None:
+            self.network = network
 
+        def __call__(self, image: torch.Tensor, target: torch.Tensor) -> Any:
+            return reference(self.network, image, target, rules=rules, mean=MEAN, std=STD)
+
+        def with_noisy_weights(self, draw: int, sigma: float, seed: int) -> Any:
+            return Pull(noisy_weights(self.network, draw, sigma, seed))
+
+    pull = Pull(small_networks.classifier())
     settings = kind.settings(options)
     return EAGER[program](pull, torch.from_numpy(image), torch.from_numpy(target), settings, (-1, 1))[
         0
@@ -76,6 +84,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("smooth_pullback", {}, {"samples": 4, "sigma": 0.3}),
     ("smooth_pullback", {"seed": 12}, {"samples": 3, "sigma": 0.1}),
     ("smoothgrad", {}, {"samples": 3, "sigma": 0.2}),
+    ("fusion_pullback", {}, {"samples": 3, "draws": 2, "sigma": 0.2, "weight_sigma": 0.3}),
+    ("fusion_pullback", {"seed": 7}, {"samples": 1, "draws": 3, "sigma": 0.0, "weight_sigma": 0.2}),
+    ("fusiongrad", {}, {"samples": 2, "draws": 3, "sigma": 0.1, "weight_sigma": 0.05}),
     ("integrated_pullback", {}, {"samples": 6, "baseline": 0.0}),
     ("integrated_gradients", {}, {"samples": 4, "baseline": -1.0}),
 ]
@@ -122,6 +133,30 @@ def test_a_picture_is_explained_alike_whatever_stands_beside_it(explainer: Load,
     together = loaded.attribute(image, TARGET)
     alone = loaded.attribute(image[1:2], TARGET[1:2])
     np.testing.assert_allclose(alone, together[1:2], atol=1e-5 * np.abs(together).max())
+
+
+def test_fusion_without_noise_on_the_weights_is_a_smooth_pullback(explainer: Load) -> None:
+    image = small_networks.images(2, seed=3).numpy()
+    fused = explainer("fusion_pullback").attribute(image, 3, samples=5, draws=1, sigma=0.2, weight_sigma=0.0)
+    smooth = explainer("smooth_pullback").attribute(image, 3, samples=5, sigma=0.2)
+    np.testing.assert_allclose(fused, smooth, atol=1e-5 * np.abs(smooth).max())
+
+
+def test_noise_on_the_weights_is_that_of_every_parameter() -> None:
+    network = small_networks.classifier()
+    varied = dict(noisy_weights(network, 1, 0.1, 5).named_parameters())
+    noises = []
+    for name, parameter in network.named_parameters():
+        used = parameter.detach().abs() > 1e-3
+        noises.append(((varied[name] / parameter - 1) / 0.1)[used])
+    noise = torch.cat(noises).detach()
+    assert len(varied) == len(noises) == 10
+    assert abs(float(noise.mean())) < 0.1
+    assert abs(float(noise.std()) - 1) < 0.1
+    again = dict(noisy_weights(network, 1, 0.1, 5).named_parameters())
+    other = dict(noisy_weights(network, 2, 0.1, 5).named_parameters())
+    assert all(torch.equal(varied[name], again[name]) for name in varied)
+    assert not any(torch.equal(varied[name], other[name]) for name in varied)
 
 
 def test_ascents_stay_where_they_are_told_to(explainer: Load) -> None:
