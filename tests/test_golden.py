@@ -11,14 +11,27 @@ import deterministic
 import hard_gates
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 
 import sptrace
+from sptrace import Softening
 
 GOLDEN = Path(__file__).parent / "golden"
-NETWORKS = ("resnet18", "vgg11_bn", "densenet121")
+NETWORKS = (
+    "resnet18",
+    "vgg11_bn",
+    "densenet121",
+    "convnext_tiny",
+    "efficientnet_b0",
+    "pvt_v2_b0",
+    "vit_b_32",
+)
+SOFTENING = {"vit_b_32": Softening(rule={"attention": "full"})}
+"""What the authors' code did where it was not the method's default."""
+
 SEED = 2
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -34,6 +47,10 @@ does differently on every kind of CPU. Gates that were in fact decided otherwise
 
 SHARE = 1e-6
 """How many of all gates may be; measured: 1 of 5 million (ResNet-18), none of 18 (VGG-11), 3 of 32 (DenseNet-121)."""
+
+EXACT = 2e-6
+"""How far the golden gradients are from autograd in float64: 1.2e-6 for EfficientNet-B0, whose gradient is of the order
+of 1e-12 (both sum large terms that cancel), at most 1e-7 for the others."""
 
 ASCENT = 2e-5
 """Of the largest golden value, after five steps."""
@@ -51,20 +68,29 @@ class Case:
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def case(request: pytest.FixtureRequest) -> Case:
-    network = deterministic.fill(torchvision.models.get_model(request.param, weights=None), SEED)
+    make = timm.create_model if request.param.startswith("pvt") else torchvision.models.get_model
+    network = deterministic.fill(make(request.param), SEED)
     return Case(request.param, network, dict(np.load(GOLDEN / f"{request.param}-{SEED}.npz")))
 
 
 @pytest.fixture
-def compile_to_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[nn.Module, str], Path]]:
+def compile_to_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """Write an artifact. Without verification, whose work the golden files do here, and which has its own tests."""
     monkeypatch.setattr("sptrace.compiler.verify", lambda *_: None)
     path = tmp_path / "program.onnx"
 
-    def write(network: nn.Module, program: str, **options: str) -> Path:
-        sptrace.compile(network, picture()[:1], program=program, mean=MEAN, std=STD, **options).save(path)
+    def write(case: Case, program: str, **options: str) -> Path:
+        softening = SOFTENING.get(case.name, Softening("paper"))
+        compiled = sptrace.compile(
+            case.network,
+            picture()[:1],
+            program=program,
+            softening=softening,
+            mean=MEAN,
+            std=STD,
+            **options,
+        )
+        compiled.save(path)
         return path
 
     yield write
@@ -87,7 +113,7 @@ def sampled(attribution: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("kept", "clamp"), [("pullback_ascent", "never"), ("pullback_ascent_clip", "every")])
 def test_pullback_ascent(case: Case, compile_to_file: Callable[..., Path], kept: str, clamp: str) -> None:
     golden = case.golden[kept]
-    explainer = sptrace.load(compile_to_file(case.network, "pullback_ascent", clamp=clamp))
+    explainer = sptrace.load(compile_to_file(case, "pullback_ascent", clamp=clamp))
     result = explainer.explain(picture().numpy(), case.golden["target"])
     error = largest(sampled(result.attribution) - golden, golden)
     norm = np.linalg.norm(result.attribution.astype(np.float64)) / case.golden[f"{kept}_l2"]
@@ -97,9 +123,9 @@ def test_pullback_ascent(case: Case, compile_to_file: Callable[..., Path], kept:
     assert largest(result.logits - case.golden["logits"], case.golden["logits"]) <= LOGITS
 
 
-def test_soft_pullback(case: Case, compile_to_file: Callable[[nn.Module, str], Path]) -> None:
+def test_soft_pullback(case: Case, compile_to_file: Callable[..., Path]) -> None:
     golden = case.golden["soft_pullback"]
-    explainer = sptrace.load(compile_to_file(case.network, "soft_pullback"))
+    explainer = sptrace.load(compile_to_file(case, "soft_pullback"))
     result = explainer.explain(picture().numpy(), case.golden["target"])
     error = largest(sampled(result.attribution) - golden, golden)
     norm = np.linalg.norm(result.attribution.astype(np.float64)) / case.golden["soft_pullback_l2"]
@@ -121,19 +147,19 @@ class Pixels(nn.Module):
         return self.body(((image + 1) / 2 - mean) / std)
 
 
-def test_gradient(case: Case, compile_to_file: Callable[[nn.Module, str], Path]) -> None:
+def test_gradient(case: Case, compile_to_file: Callable[..., Path]) -> None:
     """golden file = float64 autograd; float64 autograd with the program's gates = program; see `hard_gates`."""
     golden, image = case.golden["gradient"], picture()
     scale = np.abs(golden).max()
     target = torch.from_numpy(case.golden["target"])
-    program = compile_to_file(case.network, "gradient").read_bytes()
+    program = compile_to_file(case, "gradient").read_bytes()
     given, logits, decisions = hard_gates.run_with_decisions(program, image, target)
     assert largest(logits - case.golden["logits"], case.golden["logits"]) <= LOGITS
 
     pixels = Pixels(case.network)
     exact, exact_logits, _ = hard_gates.gradient(pixels, image.double(), target)
     from_golden = largest(sampled(exact.numpy()) - golden, golden)
-    assert from_golden <= 1e-6
+    assert from_golden <= EXACT
     assert largest(exact_logits.numpy() - case.golden["logits"], case.golden["logits"]) <= 1e-6
 
     replayed, _, doubt = hard_gates.gradient(pixels, image.double(), target, decisions)
