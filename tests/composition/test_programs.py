@@ -13,10 +13,11 @@ import small_networks
 import torch
 
 import sptrace
+from sptrace.artifact import Preprocessing
 from sptrace.programs import PROGRAMS
 from sptrace.softening import Softening
-from sptrace.verification.eager import reference
 from sptrace.verification.eager_programs import EAGER
+from sptrace.verification.verify import Eager
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 TARGET = np.array([2, 5, 2])
@@ -50,15 +51,15 @@ def explainer(files: Callable[..., Path]) -> Load:
 
 def expected(program: str, image: np.ndarray, target: np.ndarray, **options: Any) -> np.ndarray:
     kind = PROGRAMS[program]
-    rules = kind.softening(Softening()).gates()
-
-    def pull(image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return reference(small_networks.classifier(), image, target, rules=rules, mean=MEAN, std=STD)
-
-    settings = kind.settings(options)
-    return EAGER[program](pull, torch.from_numpy(image), torch.from_numpy(target), settings, (-1, 1))[
-        0
-    ].numpy()
+    settings = {**kind.settings(options), **({"layer": "block"} if kind.is_cam else {})}
+    eager = Eager(
+        program,
+        settings,
+        small_networks.classifier(),
+        Preprocessing((16, 16), mean=MEAN, std=STD),
+        kind.softening(Softening()),
+    )
+    return eager(torch.from_numpy(image), torch.from_numpy(target))[0].numpy()
 
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -78,6 +79,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("smoothgrad", {}, {"samples": 3, "sigma": 0.2}),
     ("integrated_pullback", {}, {"samples": 6, "baseline": 0.0}),
     ("integrated_gradients", {}, {"samples": 4, "baseline": -1.0}),
+    ("gradcam", {}, {}),
+    ("guided_gradcam", {"interpolation": "nearest"}, {}),
+    ("guided_pullback_cam", {}, {}),
 ]
 
 
@@ -202,6 +206,10 @@ def test_wrong_settings_at_run_time(explainer: Load, settings: dict[str, Any], c
         ("pullback_ascent", {"objective": "loss"}, "objective must be logit or cross_entropy"),
         ("smoothgrad", {"samples": 0}, "samples must be a whole number of at least 1"),
         ("smoothgrad", {"seed": -1}, "seed must be 0 to 2147483646"),
+        ("gradcam", {"interpolation": "cubic"}, "interpolation must be bilinear or nearest, not 'cubic'"),
+        ("gradcam", {"unit": 3}, "no option 'unit': it takes layer, interpolation, direction"),
+        ("guided_gradcam", {"layer": "blok"}, "no layer 'blok': did you mean block"),
+        ("guided_gradcam", {"layer": "head"}, r"needs a layer whose output is \[N, C, H, W\], not \[N, 7\]"),
     ],
 )
 def test_wrong_options_when_compiling(program: str, options: dict[str, Any], complaint: str) -> None:
