@@ -1,8 +1,10 @@
 """Parity with captum (Kokhlikyan et al., arXiv 2009.07896), a second opinion on every program that captum has too.
 
 captum runs the network in float32 under autograd, sptrace its ONNX file. A hard gate whose input float32 cannot tell
-from 0 may fall on either side in two correct programs, and then moves single pixels by percents (see `hard_gates`): the
-pictures here are such that none does.
+from 0 may fall on either side in two correct programs, and then moves single pixels by percents (see `hard_gates`): on
+four photographs at 128 x 128, captum's integrated gradients of EfficientNet-Lite0 in float32 were up to 9e-2 away from
+captum's own in float64. So the pictures here are small and few, and chosen so that captum in float32, captum in float64
+and the artifact put every gate on the same side.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*hooks.*", "ignore:Input Tensor
 TOLERANCE = 1e-4
 """Of the largest value, at every pixel."""
 
-SAMPLES, SIGMA, SEED = 6, 0.1, 3
+SAMPLES, SIGMA, SEED = 3, 0.1, 3
 
 
 class Pixels(nn.Module):
@@ -97,7 +99,7 @@ def resnet18() -> Case:
 
 def efficientnet_lite0() -> Case:
     """With its ImageNet weights. Its gates are ReLU6, which guided backprop leaves alone, captum's and ours."""
-    network = models.resolve("efficientnet_lite0", size=128)
+    network = models.resolve("efficientnet_lite0", size=64)
     how = network.preprocessing
     image = torch.from_numpy(photo.prepare(photo.Image.fromarray(data.coffee()), how))
     mean, std = tuple(how.mean), tuple(how.std)
