@@ -24,7 +24,8 @@ from sptrace.models.network import Network
 from sptrace.neuron import Neuron
 from sptrace.programs import program_kind
 from sptrace.softening import Softening
-from sptrace.verification.verify import Eager, verify
+from sptrace.verification.eager_explainer import Eager
+from sptrace.verification.verify import verify
 from sptrace.version import __version__
 
 Progress = Callable[[str], None]

@@ -126,6 +126,21 @@ def prepare(picture: Image.Image, preprocessing: Preprocessing) -> NDArray[np.fl
     return np.ascontiguousarray((low + (high - low) * pixels).transpose(2, 0, 1)[None], dtype=np.float32)
 
 
+def restore(image: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """What `prepare` did to colours, undone: pixels to look at.
+
+    Arguments:
+        image: float32 [N, 3, H, W]; values beyond the range are cut off.
+        preprocessing: as the artifact describes it.
+
+    Returns:
+        uint8 [N, H, W, 3].
+    """
+    low, high = preprocessing.input_range
+    pixels = (image.transpose(0, 2, 3, 1) - low) * (255 / (high - low))
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
 def _rgb(picture: Image.Image) -> Image.Image:
     """The picture in mode RGB, over white where it is transparent."""
     if picture.mode.startswith("I"):

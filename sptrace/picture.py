@@ -23,6 +23,7 @@ TITLE, NOTE = 30, 19
 TITLE_HEIGHT, CAPTION_HEIGHT, ROW_GAP, FOOTER_HEIGHT = 50, 40, 30, 46
 INK, FAINT, LINE = (28, 28, 30), (110, 110, 116), (205, 205, 210)
 CAPTIONS = ("what the network saw", "attribution, summed over colours", "the change that raises the score")
+ARRIVED = "the picture that the ascent arrives at"
 
 # ColorBrewer's RdBu, seven classes, with a pure white for zero.
 _POSITIONS = (-1.0, -0.667, -0.333, 0.0, 0.333, 0.667, 1.0)
@@ -47,11 +48,15 @@ class Row:
         label: name of the class, or of what else was explained.
         probability: of the class, in [0, 1]; None for what has none.
         attribution: float32 [3, H, W].
+        arrived: of an ascent the picture that it arrives at, uint8 [H, W, 3].
+        probability_out: of the class in that picture.
     """
 
     label: str
     probability: float | None
     attribution: NDArray[np.float32]
+    arrived: NDArray[np.uint8] | None = None
+    probability_out: float | None = None
 
 
 def draw(photo: Image.Image, rows: Sequence[Row], *, program: str, network: str) -> Image.Image:
@@ -59,7 +64,7 @@ def draw(photo: Image.Image, rows: Sequence[Row], *, program: str, network: str)
 
     Every row holds the photograph, the attribution summed over the colour channels (red positive, blue
     negative, zero white), and the attribution as a change of the picture: mid-grey where nothing would have
-    to change.
+    to change. An ascent's row holds the picture that it arrives at in place of that change.
 
     Arguments:
         photo: what the network saw, mode RGB, W x H pixels, as `sptrace.photo.crop` gives it.
@@ -78,7 +83,8 @@ def draw(photo: Image.Image, rows: Sequence[Row], *, program: str, network: str)
     canvas = Image.new("RGB", (width, height), "white")
     for number, row in enumerate(rows):
         _draw_row(canvas, MARGIN + number * row_height, panel, photo, row)
-    _draw_captions(canvas, height - MARGIN // 2 - FOOTER_HEIGHT - CAPTION_HEIGHT + 10, panel[0])
+    captions = (*CAPTIONS[:2], ARRIVED) if rows[-1].arrived is not None else CAPTIONS
+    _draw_captions(canvas, height - MARGIN // 2 - FOOTER_HEIGHT - CAPTION_HEIGHT + 10, panel[0], captions)
     note = _fit(f"{program}  ·  {network}", NOTE, width - 2 * MARGIN)
     ImageDraw.Draw(canvas).text((MARGIN, height - MARGIN // 2 - 26), note, FAINT, _font(NOTE))
     return canvas
@@ -144,7 +150,11 @@ def magnitude(values: NDArray[np.floating]) -> float:
 def _draw_row(canvas: Image.Image, top: int, panel: tuple[int, int], photo: Image.Image, row: Row) -> None:
     summed = row.attribution.sum(axis=0)
     scale = magnitude(summed)
-    pictures = (photo, diverging(summed / scale), as_change(row.attribution / magnitude(row.attribution)))
+    if row.arrived is None:
+        last = as_change(row.attribution / magnitude(row.attribution))
+    else:
+        last = Image.fromarray(row.arrived)
+    pictures = (photo, diverging(summed / scale), last)
     lefts = _lefts(panel[0])
     bar = _draw_bar(canvas, top, lefts[1] + panel[0], scale)
     _draw_title(canvas, top, bar - GAP, row)
@@ -159,6 +169,8 @@ def _draw_title(canvas: Image.Image, top: int, right: int, row: Row) -> None:
     """The class and its probability if it has one, no further than `right`."""
     pen, font = ImageDraw.Draw(canvas), _font(TITLE)
     probability = "" if row.probability is None else f"   {row.probability:.1%}"
+    if row.probability is not None and row.probability_out is not None:
+        probability += f", then {row.probability_out:.1%}"
     label = _fit(row.label, TITLE, right - MARGIN - font.getlength(probability))
     pen.text((MARGIN, top), label, INK, font)
     pen.text((MARGIN + font.getlength(label), top), probability, FAINT, font)
@@ -178,8 +190,8 @@ def _draw_bar(canvas: Image.Image, top: int, right: int, scale: float) -> int:
     return start - round(font.getlength(low))
 
 
-def _draw_captions(canvas: Image.Image, top: int, width: int) -> None:
-    for left, caption in zip(_lefts(width), CAPTIONS, strict=True):
+def _draw_captions(canvas: Image.Image, top: int, width: int, captions: Sequence[str]) -> None:
+    for left, caption in zip(_lefts(width), captions, strict=True):
         ImageDraw.Draw(canvas).text((left, top), _fit(caption, NOTE, width), FAINT, _font(NOTE))
 
 

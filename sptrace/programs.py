@@ -118,6 +118,12 @@ _ASCENT: Mapping[str, Option] = {
         "a number above 0, or None",
     ),
     "objective": _OBJECTIVE,
+    "logits_out": Option(
+        None,
+        "also output the logits of the picture that the ascent arrives at; None: if pictures are clamped",
+        lambda wanted: wanted is None or isinstance(wanted, bool),
+        "True, False or None",
+    ),
 }
 _NOISE: Mapping[str, Option] = {"samples": _SAMPLES, "sigma": _SIGMA, "seed": _SEED}
 _FUSION: Mapping[str, Option] = {
@@ -206,6 +212,8 @@ class ProgramKind:
                 raise SptraceError(f"{name} must be {option.wanted}, not {setting!r}")
         settings = {name: given.get(name, option.default) for name, option in self.options.items()}
         _require_sense(settings)
+        if "logits_out" in settings and settings["logits_out"] is None:
+            settings["logits_out"] = settings["clamp"] != "never"
         return settings
 
     def for_verification(self, settings: Mapping[str, Any], hard: bool) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Explanation:
         labels: one name per class, or None.
         image_out: float32 [N, 3, H, W], the picture that an ascent arrives at; None for other programs.
         activation: float32 [N, channels] of the layer whose channels are explained; None where classes are.
+        logits_out: float32 [N, classes] of `image_out`; None if the artifact does not give them.
     """
 
     attribution: NDArray[np.float32]
@@ -47,12 +48,17 @@ class Explanation:
     labels: tuple[str, ...] | None
     image_out: NDArray[np.float32] | None = None
     activation: NDArray[np.float32] | None = None
+    logits_out: NDArray[np.float32] | None = None
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
         """Softmax of the logits, float32 [N, classes]."""
-        exponentials = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
-        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), dtype=np.float32)
+        return _softmax(self.logits)
+
+    @property
+    def probabilities_out(self) -> NDArray[np.float32] | None:
+        """The same of `image_out`; None if its logits are not given."""
+        return None if self.logits_out is None else _softmax(self.logits_out)
 
     def label(self, sample: int = 0) -> str:
         """Name of what was explained in a sample: a class, "class 7" if it has no name, "channel 7", "direction"."""
@@ -331,6 +337,11 @@ def _require_providers(wanted: Sequence[str], present: Sequence[str], problem: s
     for name in wanted:
         if name not in present:
             raise SptraceError(f"the execution provider {name} {problem}: available are {', '.join(present)}")
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def _names(label: str) -> list[str]:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sptrace.artifact import Preprocessing
 from sptrace.errors import SptraceError
-from sptrace.photo import crop, prepare, read
+from sptrace.photo import crop, in_folder, prepare, read, restore
 
 ORIENTATION = 0x0112
 
@@ -235,3 +235,27 @@ def test_black_and_white_are_the_ends_of_the_range() -> None:
     preprocessing = Preprocessing((4, 4), 4, input_range=(-1.0, 1.0))
     assert (prepare(Image.new("RGB", (9, 9), "black"), preprocessing) == -1).all()
     assert (prepare(Image.new("RGB", (9, 9), "white"), preprocessing) == 1).all()
+
+
+@pytest.mark.parametrize("limits", [(-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)])
+def test_restoring_undoes_preparing(limits: tuple[float, float]) -> None:
+    preprocessing = Preprocessing(size=(16, 24), resize=20, input_range=limits)
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    original = Image.fromarray(pixels)
+    restored = restore(prepare(original, preprocessing), preprocessing)
+    np.testing.assert_array_equal(restored[0], np.asarray(crop(original, preprocessing)))
+    low, high = limits
+    beyond = np.full((1, 3, 1, 1), low - 5 * (high - low), np.float32)
+    assert (restore(beyond, preprocessing) == 0).all()
+    assert (restore(-beyond + 2 * high, preprocessing) == 255).all()
+
+
+def test_the_pictures_of_a_folder(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "c.txt", "d"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in in_folder(tmp_path)] == ["a.png", "b.JPG"]
+    with pytest.raises(SptraceError, match="there is no folder"):
+        in_folder(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SptraceError, match="holds no pictures"):
+        in_folder(tmp_path / "empty")

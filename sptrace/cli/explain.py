@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +60,7 @@ def explain(
     save_npz: Annotated[
         Path | None,
         typer.Option(
-            help="Also write attribution, logits and target to this .npz file, and activation if a layer is explained."
+            help="Also write attribution, logits, target and whatever else the artifact outputs to this .npz file."
         ),
     ] = None,
 ) -> None:
@@ -141,18 +141,12 @@ def _explain(
     if len(others) == 0:
         return first
     rest = explainer.explain(image.repeat(len(others), axis=0), others, **settings)
-    parts = (first, rest)
-    return Explanation(
-        attribution=np.concatenate([part.attribution for part in parts]),
-        logits=np.concatenate([part.logits for part in parts]),
-        target=np.concatenate([part.target for part in parts if part.target is not None]),
-        labels=first.labels,
-        activation=(
-            None
-            if first.activation is None
-            else np.concatenate([part.activation for part in parts if part.activation is not None])
-        ),
-    )
+    joined = {
+        item.name: np.concatenate([getattr(first, item.name), getattr(rest, item.name)])
+        for item in fields(Explanation)
+        if item.name != "labels" and getattr(first, item.name) is not None
+    }
+    return replace(first, **joined)
 
 
 def _values(explanation: Explanation) -> NDArray[np.float32]:
@@ -160,31 +154,38 @@ def _values(explanation: Explanation) -> NDArray[np.float32]:
     return explanation.logits if explanation.activation is None else explanation.activation
 
 
-def _probability(explanation: Explanation, sample: int) -> float | None:
+def _probability(
+    explanation: Explanation, probabilities: NDArray[np.float32] | None, sample: int
+) -> float | None:
     """That of the class which was explained; channels and directions have none."""
-    if explanation.target is None or explanation.activation is not None:
+    if probabilities is None or explanation.target is None or explanation.activation is not None:
         return None
-    return float(explanation.probabilities[sample, explanation.target[sample]])
+    return float(probabilities[sample, explanation.target[sample]])
 
 
 def _draw(explainer: Explainer, explanation: Explanation, seen: Image.Image, output: Path) -> None:
     layer = explainer.description.settings.get("layer")
     of_layer = f" of {layer}" if explanation.activation is not None else ""
+    description = explainer.description
+    arrived = None
+    if explanation.image_out is not None:
+        arrived = photo.restore(explanation.image_out, description.preprocessing)
     rows = [
-        picture.Row(explanation.label(sample) + of_layer, _probability(explanation, sample), attribution)
+        picture.Row(
+            explanation.label(sample) + of_layer,
+            _probability(explanation, explanation.probabilities, sample),
+            attribution,
+            None if arrived is None else arrived[sample],
+            _probability(explanation, explanation.probabilities_out, sample),
+        )
         for sample, attribution in enumerate(explanation.attribution)
     ]
-    description = explainer.description
     picture.save(picture.draw(seen, rows, program=description.program, network=description.network), output)
 
 
 def _save_numbers(explanation: Explanation, path: Path) -> None:
-    numbers: dict[str, Any] = {
-        "attribution": explanation.attribution,
-        "logits": explanation.logits,
-        "target": explanation.target,
-        "activation": explanation.activation,
-    }
+    numbers = {item.name: getattr(explanation, item.name) for item in fields(Explanation)}
+    del numbers["labels"]
     with replacing(path) as temporary:
         np.savez(temporary, **{name: array for name, array in numbers.items() if array is not None})
 
@@ -207,8 +208,20 @@ def _table(explanation: Explanation) -> Table:
     if explanation.target is None:
         classes = replace(classes, target=explanation.logits.argmax(axis=1))
     assert classes.target is not None
+    after = explanation.probabilities_out
+    if after is not None:
+        table.add_column("after the ascent", justify="right")
+        table.add_column("then most probable", overflow="fold")
     for sample, index in enumerate(classes.target):
         logit = float(explanation.logits[sample, index])
-        probability = float(explanation.probabilities[sample, index])
-        table.add_row(str(index), classes.label(sample), f"{probability:.2%}", f"{logit:.3f}")
+        row = [
+            str(index),
+            classes.label(sample),
+            f"{explanation.probabilities[sample, index]:.2%}",
+            f"{logit:.3f}",
+        ]
+        if after is not None:
+            winners = replace(classes, target=after.argmax(axis=1))
+            row += [f"{after[sample, index]:.2%}", winners.label(sample)]
+        table.add_row(*row)
     return table

@@ -160,14 +160,19 @@ class Composer(GraphBuilder):
         image: fx.Node,
         neuron: fx.Node,
         fixed: Sequence[fx.Node],
+        *,
+        logits_out: bool = False,
     ) -> tuple[fx.Node, dict[str, fx.Node]]:
         """A loop that carries a sum of the image's shape, what is explained, and the answers of the first round.
 
-        Returns the sum after the last round, and the answers.
+        Returns the sum after the last round, and the answers; among them the last round's logits_out if asked for.
         """
-        state = [self.call(aten.zeros_like.default, image), neuron, *self.no_answers(image)]
+        nothing = dict(zip(self._answers, self.no_answers(image), strict=True))
+        if logits_out:
+            nothing["logits_out"] = nothing["logits"]
+        state = [self.call(aten.zeros_like.default, image), neuron, *nothing.values()]
         total, _, *answers = self.loop(body, count, state, fixed)
-        return total, dict(zip(self._answers, answers, strict=True))
+        return total, dict(zip(nothing, answers, strict=True))
 
     def outputs(self, **results: fx.Node) -> fx.GraphModule:
         """Close the graph. Its output is a tuple; the names are kept for the file."""

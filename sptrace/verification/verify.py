@@ -6,8 +6,6 @@ It is run beside the torch.fx program that it was written from, and beside the i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,12 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sptrace.artifact import Measured, Preprocessing, Verification
+from sptrace.artifact import Measured, Verification
 from sptrace.errors import VerificationError
 from sptrace.programs import program_kind
-from sptrace.softening import Softening
-from sptrace.verification.eager import Rule, activation, at_layer, measure, reference
-from sptrace.verification.eager_programs import EAGER, noisy_weights
+from sptrace.verification.eager_explainer import Eager
 
 TOLERANCE = 1e-4
 """Largest difference, as a share of the largest value."""
@@ -39,110 +35,6 @@ DOUBTS = 6
 
 SPREAD = 4.0
 """How many times the distance between those repetitions a program may be away from the reference."""
-
-
-@dataclass(frozen=True)
-class Eager:
-    """The program in eager PyTorch: called with image and target, answers attribution and logits.
-
-    Arguments:
-        program, settings: the program and all its settings.
-        network: the original module, which is not changed.
-        preprocessing: its mean, std and input_range.
-        softening: rules and temperatures.
-        calibration: pictures on which relative temperatures are fixed, float32 [M, 3, H, W]; None: they are not.
-    """
-
-    program: str
-    settings: Mapping[str, Any]
-    network: torch.nn.Module
-    preprocessing: Preprocessing
-    softening: Softening
-    calibration: Tensor | None = None
-
-    @cached_property
-    def scales(self) -> list[float] | None:
-        """What relative temperatures refer to, where they are fixed."""
-        if self.calibration is None:
-            return None
-        return measure(self.network, self.calibration, rules=self.softening.gates, **self.normalisation())
-
-    def __call__(
-        self, image: Tensor, target: Tensor, jitter: float = 0.0, seed: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """Explain image, float32 [N, 3, H, W], for target, int64 [N], or a direction; the rest as in `reference`."""
-        pull = _Pull(self, jitter, seed)
-        return EAGER[self.program](pull, image, target, self.settings, self.preprocessing.input_range)
-
-    @cached_property
-    def _varied(self) -> dict[int, torch.nn.Module]:
-        return {}
-
-    def with_noisy_weights(self, draw: int, sigma: float, seed: int) -> Eager:
-        """The same with weights that noise was put on; relative temperatures stay what they are."""
-        if draw not in self._varied:
-            self._varied[draw] = noisy_weights(self.network, draw, sigma, seed)
-        varied = replace(self, network=self._varied[draw])
-        varied.__dict__["scales"] = self.scales
-        return varied
-
-    def activation(self, image: Tensor) -> Tensor:
-        """What a target chooses from if there is a layer, float32 [N, channels]."""
-        layer, position = self.settings["layer"], self.settings["position"]
-        return activation(self.network, image, layer=layer, position=position, **self.normalisation())
-
-    def normalisation(self) -> dict[str, Any]:
-        """What the reference needs to know of the preprocessing."""
-        how = self.preprocessing
-        return {"mean": how.mean, "std": how.std, "input_range": how.input_range}
-
-
-@dataclass(frozen=True)
-class _Pull:
-    """The pullback of `Eager`, with hard gates jittered; see `sptrace.verification.eager_programs.Pull`."""
-
-    eager: Eager
-    jitter: float
-    seed: int
-
-    def __call__(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        eager, settings = self.eager, self.eager.settings
-        is_cam = program_kind(eager.program).is_cam
-        return reference(
-            eager.network,
-            image,
-            target,
-            rules=eager.softening.gates,
-            scales=eager.scales,
-            objective=settings.get("objective", "logit"),
-            layer=None if is_cam else settings["layer"],
-            position=settings.get("position"),
-            jitter=self.jitter,
-            seed=self.seed,
-            **eager.normalisation(),
-        )
-
-    def with_noisy_weights(self, draw: int, sigma: float, seed: int) -> _Pull:
-        return replace(self, eager=self.eager.with_noisy_weights(draw, sigma, seed))
-
-    def at_layer(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        def rules(path: str) -> dict[str, Rule]:
-            return {
-                kind: ("hard", None) if rule == "guided" else (rule, tau)
-                for kind, (rule, tau) in self.eager.softening.gates(path).items()
-            }
-
-        return at_layer(
-            self.eager.network,
-            image,
-            target,
-            layer=self.eager.settings["layer"],
-            rules=rules,
-            scales=self.eager.scales,
-            jitter=self.jitter,
-            seed=self.seed,
-            **self.eager.normalisation(),
-        )
 
 
 def verify(
@@ -188,6 +80,10 @@ def verify(
         # What the program itself took for the largest: two equal logits are no error of the pullback.
         resolved = chosen if neuron.name == "direction" else _resolved(answers, eager.settings)
         eager_attribution, eager_logits = (answer.numpy() for answer in eager(images, resolved))
+        logits_to_eager = _relative_maximum(logits, eager_logits)
+        if "logits_out" in answers:
+            there = eager.logits(torch.from_numpy(answers["image_out"])).numpy()
+            logits_to_eager = max(logits_to_eager, _relative_maximum(answers["logits_out"], there))
         doubts = [eager(images, resolved, JITTER, seed)[0].numpy() for seed in range(DOUBTS if hard else 0)]
         activations: dict[str, float] = {}
         if "activation" in answers:
@@ -204,7 +100,7 @@ def verify(
                 attribution_to_module=distance(attribution, module_answers["attribution"].numpy()),
                 logits_to_module=_relative_maximum(logits, module_answers["logits"].numpy()),
                 attribution_to_eager=distance(attribution, eager_attribution),
-                logits_to_eager=_relative_maximum(logits, eager_logits),
+                logits_to_eager=logits_to_eager,
                 doubt=max((distance(doubt, eager_attribution) for doubt in doubts), default=0.0),
                 **activations,
             )

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import sptrace
+from sptrace import picture
 from sptrace.cli import main
 
 Run = Callable[..., tuple[int, str, str]]
@@ -220,6 +221,33 @@ def test_a_channel_of_a_layer_from_network_to_picture(run: Run, tmp_path: Path) 
     assert rows == [
         [str(index), "channel", str(index), f"{activation[0, index]:.3f}"] for index in target.tolist()
     ]
+
+
+def test_an_ascent_from_network_to_picture(run: Run, exported: Path, tmp_path: Path) -> None:
+    artifact, photograph, numbers = tmp_path / "a.onnx", tmp_path / "photo.png", tmp_path / "n.npz"
+    program = ("--program", "pullback_ascent", "--option", "clamp=every")
+    assert run("compile", exported, "-o", artifact, *program)[0] == 0
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(photograph)
+    outputs = ("-o", tmp_path / "why.png", "--save-npz", numbers)
+    status, output, _ = run("explain", artifact, photograph, *outputs, "--top", 2, "--option", "alpha=200")
+    assert status == 0
+    with np.load(numbers) as saved:
+        arrived, logits_out, target = saved["image_out"], saved["logits_out"], saved["target"]
+    assert arrived.shape == (2, 3, 20, 24)
+    there = sptrace.load(artifact).explain(arrived, target)
+    np.testing.assert_allclose(logits_out, there.logits, atol=1e-5)
+    header, *rows = output.splitlines()[:3]
+    assert header.split()[-6:] == ["after", "the", "ascent", "then", "most", "probable"]
+    for row, (sample, index) in zip(rows, enumerate(target), strict=True):
+        assert f"{there.probabilities[sample, index]:.2%}" in row
+        assert row.rstrip().endswith(f"class {there.logits[sample].argmax()}")
+    drawn = np.asarray(Image.open(tmp_path / "why.png"))
+    width, height = 448, round(448 * 20 / 24)
+    top, left = picture.MARGIN + picture.TITLE_HEIGHT, picture.MARGIN + 2 * (width + picture.GAP)
+    panel = Image.fromarray(drawn[top : top + height, left : left + width])
+    pixels = sptrace.photo.restore(arrived, sptrace.load(artifact).description.preprocessing)[0]
+    wanted = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    assert (np.asarray(panel) == wanted).all()
 
 
 def test_a_direction_on_the_command_line(run: Run, exported: Path, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import small_networks
 import torch
 
 import sptrace
+from sptrace.artifact import Preprocessing
 from sptrace.programs import PROGRAMS
 from sptrace.softening import Softening
-from sptrace.verification.eager import reference
+from sptrace.verification.eager_explainer import Eager
 from sptrace.verification.eager_programs import EAGER, noisy_weights
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -50,23 +51,15 @@ def explainer(files: Callable[..., Path]) -> Load:
 
 def expected(program: str, image: np.ndarray, target: np.ndarray, **options: Any) -> np.ndarray:
     kind = PROGRAMS[program]
-    rules = kind.softening(Softening()).gates()
-
-    class Pull:
-        def __init__(self, network: torch.nn.Module) -> None:
-            self.network = network
-
-        def __call__(self, image: torch.Tensor, target: torch.Tensor) -> Any:
-            return reference(self.network, image, target, rules=rules, mean=MEAN, std=STD)
-
-        def with_noisy_weights(self, draw: int, sigma: float, seed: int) -> Any:
-            return Pull(noisy_weights(self.network, draw, sigma, seed))
-
-    pull = Pull(small_networks.classifier())
-    settings = kind.settings(options)
-    return EAGER[program](pull, torch.from_numpy(image), torch.from_numpy(target), settings, (-1, 1))[
-        0
-    ].numpy()
+    settings = {**kind.settings(options), **({"layer": "block"} if kind.is_cam else {})}
+    eager = Eager(
+        program,
+        settings,
+        small_networks.classifier(),
+        Preprocessing((16, 16), mean=MEAN, std=STD),
+        kind.softening(Softening()),
+    )
+    return eager(torch.from_numpy(image), torch.from_numpy(target))[0].numpy()
 
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -89,6 +82,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("fusiongrad", {}, {"samples": 2, "draws": 3, "sigma": 0.1, "weight_sigma": 0.05}),
     ("integrated_pullback", {}, {"samples": 6, "baseline": 0.0}),
     ("integrated_gradients", {}, {"samples": 4, "baseline": -1.0}),
+    ("gradcam", {}, {}),
+    ("guided_gradcam", {"interpolation": "nearest"}, {}),
+    ("guided_pullback_cam", {}, {}),
 ]
 
 
@@ -173,6 +169,25 @@ def test_ascents_stay_where_they_are_told_to(explainer: Load) -> None:
     np.testing.assert_allclose(np.linalg.norm(ball.attribution.reshape(2, -1), axis=1), 5.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("clamp", ["never", "every", "last"])
+def test_logits_of_the_picture_that_an_ascent_arrives_at(explainer: Load, clamp: str) -> None:
+    image = small_networks.images(2, seed=3).numpy()
+    settings = {"steps": 3, "alpha": 8.0}
+    result = explainer("pullback_ascent", clamp=clamp, logits_out=True).explain(image, 3, **settings)
+    without = explainer("pullback_ascent", clamp=clamp, logits_out=False).explain(image, 3, **settings)
+    np.testing.assert_allclose(result.attribution, without.attribution, atol=1e-6)
+    np.testing.assert_array_equal(result.logits, without.logits)
+    assert without.logits_out is None
+    assert without.probabilities_out is None
+    assert result.image_out is not None
+    assert result.probabilities_out is not None
+    there = explainer("soft_pullback").explain(result.image_out)
+    np.testing.assert_allclose(result.logits_out, there.logits, atol=1e-5)
+    np.testing.assert_allclose(result.probabilities_out, there.probabilities, atol=1e-6)
+    usual = explainer("pullback_ascent", clamp=clamp).explain(image, 3)
+    assert (usual.logits_out is None) == (clamp == "never")
+
+
 def test_a_short_step_loses_no_digits(explainer: Load) -> None:
     """x_K - x_0 of pictures would leave three digits of so short a step; what is carried is the difference itself."""
     image = small_networks.images(1, seed=3).numpy()
@@ -237,6 +252,10 @@ def test_wrong_settings_at_run_time(explainer: Load, settings: dict[str, Any], c
         ("pullback_ascent", {"objective": "loss"}, "objective must be logit or cross_entropy"),
         ("smoothgrad", {"samples": 0}, "samples must be a whole number of at least 1"),
         ("smoothgrad", {"seed": -1}, "seed must be 0 to 2147483646"),
+        ("gradcam", {"interpolation": "cubic"}, "interpolation must be bilinear or nearest, not 'cubic'"),
+        ("gradcam", {"unit": 3}, "no option 'unit': it takes layer, interpolation, direction"),
+        ("guided_gradcam", {"layer": "blok"}, "no layer 'blok': did you mean block"),
+        ("guided_gradcam", {"layer": "head"}, r"needs a layer whose output is \[N, C, H, W\], not \[N, 7\]"),
     ],
 )
 def test_wrong_options_when_compiling(program: str, options: dict[str, Any], complaint: str) -> None:
