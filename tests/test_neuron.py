@@ -314,7 +314,7 @@ class Odd(nn.Module):
     ("layer", "complaint"),
     [
         ("twice", "calls 'twice' 2 times"),
-        ("never", "never calls 'never' as a module"),
+        ("never", "never calls 'never' as a module: choose another one"),
         ("pair", "'pair' gives no tensor but a tuple"),
         ("windows", r"'windows' gives \[\?, 14, 4\] torch.float32, not torch.float32 \[N, C, H, W\]"),
         ("one_row", r"'one_row' gives \[N, 1, 1, 1, 4\]"),
@@ -330,7 +330,9 @@ def test_layers_that_give_no_channels(layer: str, complaint: str) -> None:
 def test_an_exported_graph_has_no_layers_any_more() -> None:
     batch = torch.export.Dim("batch")
     graph = torch.export.export(network(), (images(2),), dynamic_shapes=({0: batch},)).module()
-    with pytest.raises(sptrace.SptraceError, match=r"never calls 'rows' .* made by torch\.export calls none"):
+    with pytest.raises(
+        sptrace.SptraceError, match=r"never calls 'rows' .*: a graph made by torch\.export calls none"
+    ):
         sptrace.compile(graph, images(1), layer="rows")
 
 

@@ -47,6 +47,7 @@ def _summary(artifact: Path, file: OnnxFile, description: Description) -> Table:
         ("size", f"{file.size / 1e6:.1f} MB"),
         ("format", f"ONNX IR {file.ir_version}, opset {opsets}"),
         ("program", description.program),
+        *([("settings", _settings(description))] if description.settings else []),
         ("preset", description.preset),
         ("network", description.network),
         ("weights", description.weights),
@@ -54,6 +55,16 @@ def _summary(artifact: Path, file: OnnxFile, description: Description) -> Table:
         ("classes", f"{description.classes}{'' if description.labels else ' (without names)'}"),
         ("written by", f"sptrace {description.version}"),
     )
+
+
+def _settings(description: Description) -> str:
+    """The program's settings, but for those that say nothing."""
+    given = {
+        name: setting
+        for name, setting in description.settings.items()
+        if setting is not None and setting is not False
+    }
+    return ", ".join(f"{name} {setting}" for name, setting in given.items()) or "none"
 
 
 def _tables(file: OnnxFile, description: Description) -> list[tuple[str, Table]]:
