@@ -250,6 +250,19 @@ def test_nothing_stays_behind_in_the_network() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
+@pytest.mark.parametrize("name", ["target", "direction", "chosen", "activation"])
+@pytest.mark.parametrize("direction", [False, True])
+def test_a_constant_of_the_network_may_be_called_like_an_input(name: str, direction: bool) -> None:
+    net = small(
+        lambda self, x: self.head(x.mean((2, 3)) * getattr(self, name)),
+        head=nn.Linear(3, 4),
+        **{name: torch.ones(3)},
+    )
+    program = sptrace.compile(net, images(1), program="pullback_ascent", layer="head", direction=direction)
+    inputs = [node.name for node in program.module.graph.nodes if node.op == "placeholder"]
+    assert inputs == ["image", "direction" if direction else "target", "steps", "alpha"]
+
+
 # --- Mistakes ---
 
 
