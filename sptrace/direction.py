@@ -62,7 +62,7 @@ def choose(
             return given, _everywhere(builder, given, explained, neuron)
         chosen = _resolve(builder, given, values, neuron)
         column = builder.reshape(chosen, [-1, 1])
-        numbers = builder.constant("target.classes", torch.arange(units).reshape(1, -1))
+        numbers = builder.constant("target_numbers", torch.arange(units).reshape(1, -1))
         direction = builder.call(aten.to.dtype, builder.call(aten.eq.Tensor, numbers, column), torch.float32)
         if neuron.objective == "cross_entropy":
             # The log-probability of the target: the softmax of the logits is subtracted.
@@ -91,7 +91,7 @@ def _everywhere(builder: GraphBuilder, direction: fx.Node, explained: fx.Node, n
             tuple(neuron.position[dims.index(dim)] if dim in dims else 0 for dim in range(places.ndim))
         ] = 1
     return builder.call(
-        aten.mul.Tensor, builder.reshape(direction, sizes), builder.constant("layer.places", places)
+        aten.mul.Tensor, builder.reshape(direction, sizes), builder.constant("layer_places", places)
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from sptrace.errors import SptraceError, UnsupportedError
@@ -34,10 +34,12 @@ class Reading:
 
     Arguments:
         path: of the layer.
+        of_graph: is the network a graph, or does it contain one?
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, of_graph: bool) -> None:
         self.path = path
+        self.of_graph = of_graph
         self._outputs: list[Any] = []
 
     def begin(self, network: nn.Module, inputs: object) -> None:
@@ -68,10 +70,12 @@ class Reading:
 
     def _complaint(self) -> str | None:
         if not self._outputs:
-            return (
-                f"the network never calls {self.path!r} as a module (a graph made by torch.export calls none): "
-                "choose a layer that is called, of the network as it was before the export"
+            advice = (
+                "a graph made by torch.export calls none, compile the network as it was before the export"
+                if self.of_graph
+                else "choose another one, around it or near it"
             )
+            return f"the network never calls {self.path!r} as a module: {advice}"
         if len(self._outputs) > 1:
             return (
                 f"the network calls {self.path!r} {len(self._outputs)} times, so that it is not clear which call is "
@@ -96,7 +100,8 @@ def reading(network: nn.Module, path: str | None) -> Iterator[Reading | None]:
     if path is None:
         yield None
         return
-    layer, found = find(network, path), Reading(path)
+    layer = find(network, path)
+    found = Reading(path, any(isinstance(module, fx.GraphModule) for module in network.modules()))
     hooks = [
         network.register_forward_pre_hook(found.begin),
         layer.register_forward_hook(found.read),

@@ -250,6 +250,19 @@ def test_nothing_stays_behind_in_the_network() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
+@pytest.mark.parametrize("name", ["target", "direction", "chosen", "activation"])
+@pytest.mark.parametrize("direction", [False, True])
+def test_a_constant_of_the_network_may_be_called_like_an_input(name: str, direction: bool) -> None:
+    net = small(
+        lambda self, x: self.head(x.mean((2, 3)) * getattr(self, name)),
+        head=nn.Linear(3, 4),
+        **{name: torch.ones(3)},
+    )
+    program = sptrace.compile(net, images(1), program="pullback_ascent", layer="head", direction=direction)
+    inputs = [node.name for node in program.module.graph.nodes if node.op == "placeholder"]
+    assert inputs == ["image", "direction" if direction else "target", "steps", "alpha"]
+
+
 # --- Mistakes ---
 
 
@@ -314,7 +327,7 @@ class Odd(nn.Module):
     ("layer", "complaint"),
     [
         ("twice", "calls 'twice' 2 times"),
-        ("never", "never calls 'never' as a module"),
+        ("never", "never calls 'never' as a module: choose another one"),
         ("pair", "'pair' gives no tensor but a tuple"),
         ("windows", r"'windows' gives \[\?, 14, 4\] torch.float32, not torch.float32 \[N, C, H, W\]"),
         ("one_row", r"'one_row' gives \[N, 1, 1, 1, 4\]"),
@@ -330,7 +343,9 @@ def test_layers_that_give_no_channels(layer: str, complaint: str) -> None:
 def test_an_exported_graph_has_no_layers_any_more() -> None:
     batch = torch.export.Dim("batch")
     graph = torch.export.export(network(), (images(2),), dynamic_shapes=({0: batch},)).module()
-    with pytest.raises(sptrace.SptraceError, match=r"never calls 'rows' .* made by torch\.export calls none"):
+    with pytest.raises(
+        sptrace.SptraceError, match=r"never calls 'rows' .*: a graph made by torch\.export calls none"
+    ):
         sptrace.compile(graph, images(1), layer="rows")
 
 

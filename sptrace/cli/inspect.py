@@ -47,6 +47,7 @@ def _summary(artifact: Path, file: OnnxFile, description: Description) -> Table:
         ("size", f"{file.size / 1e6:.1f} MB"),
         ("format", f"ONNX IR {file.ir_version}, opset {opsets}"),
         ("program", description.program),
+        *([("settings", _settings(description))] if description.settings else []),
         ("softening", _softening(description)),
         ("network", description.network),
         ("weights", description.weights),
@@ -63,6 +64,16 @@ def _softening(description: Description) -> str:
         f", relative to scales measured at {len(description.scales)} gates" if description.scales else ""
     )
     return f"{softening.preset}{overrides}{measured}"
+
+
+def _settings(description: Description) -> str:
+    """The program's settings, but for those that say nothing."""
+    given = {
+        name: setting
+        for name, setting in description.settings.items()
+        if setting is not None and setting is not False
+    }
+    return ", ".join(f"{name} {setting}" for name, setting in given.items()) or "none"
 
 
 def _tables(file: OnnxFile, description: Description) -> list[tuple[str, Table]]:

@@ -47,8 +47,8 @@ def _map(composer: Composer, pulled: Pulled) -> fx.Node:
 def _enlarged(composer: Composer, small: fx.Node, image: fx.Node, interpolation: str) -> fx.Node:
     """The map in the image's height and width: R map C with constant matrices, the same in every runtime."""
     (height, width), wanted = static_shape(small, [2, 3]), static_shape(image, [2, 3])
-    rows = composer.constant("cam.rows", resize_matrix(height, wanted[0], interpolation))
-    columns = composer.constant("cam.columns", resize_matrix(width, wanted[1], interpolation).T.contiguous())
+    rows = composer.constant("cam_rows", resize_matrix(height, wanted[0], interpolation))
+    columns = composer.constant("cam_columns", resize_matrix(width, wanted[1], interpolation).T.contiguous())
     return composer.call(aten.matmul.default, composer.call(aten.matmul.default, rows, small), columns)
 
 

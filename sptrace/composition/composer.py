@@ -61,7 +61,9 @@ class Composer(GraphBuilder):
 
     def image_and_neuron(self) -> tuple[fx.Node, fx.Node]:
         """The two inputs that every program has: image, and target or direction."""
-        return self.input_like_image("image"), self.input(self._neuron.name, self._neuron.meta["values"])
+        image = self.input_like_image("image")
+        # Its `target` is what it was called, its `name` may differ: a constant of the network can be called so too.
+        return image, self.input(str(self._neuron.target), self._neuron.meta["values"])
 
     def input_like_image(self, name: str) -> fx.Node:
         """An input of the image's shape."""
@@ -130,11 +132,9 @@ class Composer(GraphBuilder):
     @property
     def _neuron(self) -> fx.Node:
         """The pullback's second input."""
-        names = ("target", "direction")
-        found: fx.Node = next(
-            node for node in self.pullback.graph.nodes if node.op == "placeholder" and node.name in names
-        )
-        return found
+        _, second = (node for node in self.pullback.graph.nodes if node.op == "placeholder")
+        assert isinstance(second, fx.Node)
+        return second
 
     @property
     def _answers(self) -> list[str]:

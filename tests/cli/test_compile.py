@@ -202,12 +202,17 @@ def test_mistakes_in_a_softening(
     assert not (tmp_path / "tiny.onnx").exists()
 
 
+def rows(output: str) -> list[str]:
+    return [" ".join(line.split()) for line in output.splitlines()]
+
+
 def test_a_channel_of_a_layer_from_network_to_picture(run: Run, tmp_path: Path) -> None:
     artifact, photograph, numbers = tmp_path / "b.onnx", tmp_path / "photo.png", tmp_path / "n.npz"
     neuron = ("--layer", "_blocks.5", "--unit", 7, "--position", "1,2")
     status, output, errors = run("compile", "efficientnet_lite0", "-o", artifact, "--size", 64, *neuron)
     assert status == 0, errors
     assert "at _blocks.5, unit 7, position (1, 2); gates" in output
+    assert "settings layer _blocks.5, unit 7, position (1, 2)" in rows(run("inspect", artifact)[1])
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)).save(photograph)
     outputs = ("-o", tmp_path / "why.png", "--save-npz", numbers)
     status, output, _ = run("explain", artifact, photograph, *outputs, "--top", 3)
@@ -217,9 +222,8 @@ def test_a_channel_of_a_layer_from_network_to_picture(run: Run, tmp_path: Path) 
     assert activation.shape == (3, 80)
     ranked = [index for index in np.argsort(-activation[0]).tolist() if index != 7]
     assert target.tolist() == [7, *ranked[:2]]
-    rows = [line.split() for line in output.splitlines()[1:4]]
-    assert rows == [
-        [str(index), "channel", str(index), f"{activation[0, index]:.3f}"] for index in target.tolist()
+    assert rows(output)[1:4] == [
+        f"{index} channel {index} {activation[0, index]:.3f}" for index in target.tolist()
     ]
 
 
@@ -248,6 +252,20 @@ def test_an_ascent_from_network_to_picture(run: Run, exported: Path, tmp_path: P
     pixels = sptrace.photo.restore(arrived, sptrace.load(artifact).description.preprocessing)[0]
     wanted = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
     assert (np.asarray(panel) == wanted).all()
+
+
+def test_a_class_activation_map_at_a_layer_of_its_own_choice(run: Run, tmp_path: Path) -> None:
+    artifact = tmp_path / "cam.onnx"
+    asked = ("--program", "gradcam", "--option", "interpolation=nearest")
+    status, output, errors = run("compile", "efficientnet_lite0", "-o", artifact, "--size", 64, *asked)
+    assert status == 0, errors
+    assert "gradcam of efficientnet_lite0 at _conv_head; gates" in output
+    assert "settings layer _conv_head, interpolation nearest" in rows(run("inspect", artifact)[1])
+    by_name = run(
+        "compile", "efficientnet_lite0", "-o", tmp_path / "no.onnx", "--size", 64, *asked, "--unit", 3
+    )
+    assert by_name[0] == 2
+    assert "no option 'unit': it takes layer, interpolation, direction" in by_name[2]
 
 
 def test_a_direction_on_the_command_line(run: Run, exported: Path, tmp_path: Path) -> None:
