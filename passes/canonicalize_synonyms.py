@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import fx, ops
 
 from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
@@ -28,6 +29,15 @@ SYNONYMS: dict[Target, Target] = {
 }
 """The same arguments under another name."""
 
+LOGICAL: dict[Target, Target] = {
+    aten.bitwise_and.Tensor: aten.logical_and.default,
+    aten.__and__.Tensor: aten.logical_and.default,
+    aten.__or__.Tensor: aten.logical_or.default,
+    aten.bitwise_or.Tensor: aten.logical_or.default,
+    aten.bitwise_not.default: aten.logical_not.default,
+}
+"""Of booleans the same."""
+
 
 def canonicalize_synonyms(module: fx.GraphModule) -> int:
     """Call ops by their first name; returns how many were renamed.
@@ -37,6 +47,7 @@ def canonicalize_synonyms(module: fx.GraphModule) -> int:
     3. narrow(x, dim, start, length)                         ->  slice(x, dim, start, start + length)
     4. movedim(x, from, to), numpy_T(x)                      ->  permute(x, the order of the dimensions)
     5. mT(x)                                                 ->  transpose(x, -2, -1)
+    6. bitwise_and(x, y) of booleans, or, not                ->  logical_and(x, y), logical_or, logical_not
     """
     builder = GraphBuilder(module)
     count = 0
@@ -44,6 +55,8 @@ def canonicalize_synonyms(module: fx.GraphModule) -> int:
         with builder.replacing(node):
             if node.target in SYNONYMS:
                 new = builder.call(SYNONYMS[node.target], *node.args, **node.kwargs)
+            elif node.target in LOGICAL and value(node).dtype == torch.bool:
+                new = builder.call(LOGICAL[node.target], *node.args)
             elif node.target in REWRITES:
                 new = REWRITES[node.target](builder, *node.args)
             else:
