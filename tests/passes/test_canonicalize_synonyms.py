@@ -54,6 +54,8 @@ def test_the_first_name(body: Callable[[Any, Tensor], Tensor], op: str) -> None:
 
 def test_leaves_the_others_alone() -> None:
     """Bits of whole numbers are no truth values."""
-    network = small(lambda self, x: x.clamp(0, 1).transpose(1, 2) * (x.argmax(1, keepdim=True) & 2))
+    network = small(
+        lambda self, x: x.clamp(0, 1).transpose(1, 2) * (x.argmax(1)[:, None] & 2).float().transpose(1, 2)
+    )
     module = capture(network, images(1))
     assert canonicalize_synonyms(module) == 0
