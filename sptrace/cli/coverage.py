@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from sptrace.cli.coverage_table import markdown
 from sptrace.errors import SptraceError
 from sptrace.files import replacing, require_writable
 
@@ -34,13 +35,18 @@ def coverage(
     source: Annotated[str, typer.Option(help="torchvision, timm or transformers.")] = "torchvision",
     match: Annotated[str, typer.Option(help="Only networks whose name contains this.")] = "",
     program: Annotated[str, typer.Option(help="The program to compile.")] = "soft_pullback",
+    page: Annotated[
+        Path | None, typer.Option("--markdown", help="Also write all rows of the .csv file as a page.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="How many networks at a time.")] = 1,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds a network may take.")] = 600,
 ) -> None:
     """Compile every architecture of a source with random weights, and table what came of it."""
     if output.suffix != ".csv":
         raise SptraceError(f"cannot write the table to {output}: end its name in .csv")
-    require_writable(output)
+    for path in (output, page):
+        if path is not None:
+            require_writable(path)
     try:
         from sptrace.models import untrained
     except ModuleNotFoundError as error:
@@ -66,6 +72,9 @@ def coverage(
                 f"{row['network']}: {row['seconds']} s, {verdict}", markup=False, highlight=False
             )
             progress.advance(task)
+    if page is not None:
+        with replacing(page) as temporary:
+            temporary.write_text(markdown(_sorted(rows), program, os.cpu_count() or 1), encoding="utf-8")
     swept = [row for row in rows if row["source"] == source and row["network"] in names]
     compiled = sum(row["compiled"] == "yes" for row in swept)
     typer.echo(f"{compiled} of {len(swept)} compiled and verified; saved {output}")
@@ -159,4 +168,8 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: (row["source"], row["network"])))
+        writer.writerows(_sorted(rows))
+
+
+def _sorted(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return sorted(rows, key=lambda row: (row["source"], row["network"]))
