@@ -123,10 +123,11 @@ def settle(module: nn.Module, size: int) -> None:
     """
 
     def scale(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        mean, variance = norm.running_mean, norm.running_var
         square = float(inputs[0].square().mean())
-        if norm.running_var is not None and 0 < square < float("inf"):
-            norm.running_mean.mul_(square**0.5)
-            norm.running_var.mul_(square)
+        if isinstance(mean, Tensor) and isinstance(variance, Tensor) and 0 < square < float("inf"):
+            mean.mul_(square**0.5)
+            variance.mul_(square)
 
     norms = [norm for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
     if not norms:

@@ -69,8 +69,8 @@ def _carry_over(
 ) -> None:
     """If `changed` is a view, write it back to what it is a view of, and so on, as far as that is read later."""
     part, bases = changed, []
-    while part.target in VIEWS and memory[part] & memory[part.args[0]]:
-        part = part.args[0]  # type: ignore[assignment]
+    while part.target in VIEWS and memory[part] & memory[part.all_input_nodes[0]]:
+        part = part.all_input_nodes[0]
         bases.append(part)
     while bases and bases[-1] not in later:
         bases.pop()

@@ -143,8 +143,11 @@ def _measure(source: str, name: str, program: str, threads: int) -> dict[str, st
         module, example, program=program, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
     seconds = time.perf_counter() - start
-    batches = compiled.description.verification.batches
-    error = max(max(batch.attribution_to_module, batch.attribution_to_eager) for batch in batches)
+    verification = compiled.description.verification
+    assert verification is not None
+    error = max(
+        max(batch.attribution_to_module, batch.attribution_to_eager) for batch in verification.batches
+    )
     return {
         "error": f"{error:.1e}",
         "seconds": f"{seconds:.1f}",

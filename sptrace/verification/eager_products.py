@@ -89,14 +89,17 @@ def self_gate(name: str, args: Sequence[Any]) -> tuple[Tensor, float] | None:
     if name not in MULTIPLYING or len(args) != 2:
         return None
     for x, factor in (args, args[::-1]):
-        inside, version = _recall(factor, "sigmoid") or (None, None)
-        if inside is None or inside._version != version or not isinstance(x, Tensor):
+        sigmoid = _recall(factor, "sigmoid")
+        if sigmoid is None or not isinstance(x, Tensor):
+            continue
+        inside, version = sigmoid
+        if inside._version != version:
             continue
         if inside is x:
             return x, 1.0
-        multiplied, version, number = _recall(inside, "multiple") or (None, None, None)
-        if multiplied is x and x._version == version:
-            return x, number
+        multiple = _recall(inside, "multiple")
+        if multiple is not None and multiple[0] is x and multiple[1] == x._version:
+            return x, multiple[2]
     return None
 
 
