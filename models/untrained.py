@@ -115,17 +115,18 @@ def _leaf(name: str) -> str:
 
 
 def settle(module: nn.Module, size: int) -> None:
-    """Scale the statistics of batch norms to the numbers that arrive there, as training does.
+    """Scale the statistics of batch norms at which large numbers arrive, as training does.
 
     Else sums of many branches, each with a batch norm of its own, grow from block to block to numbers in the hundreds,
     where float32 leaves gates fewer digits than they have in any trained network. The mean square of the whole layer
-    is the scale: statistics a channel would make a random network chaotic, and multiply every rounding error.
+    is the scale, and small numbers stay small: statistics a channel, or growth, would make a random network chaotic,
+    and multiply every rounding error.
     """
 
     def scale(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         mean, variance = norm.running_mean, norm.running_var
         square = float(inputs[0].square().mean())
-        if isinstance(mean, Tensor) and isinstance(variance, Tensor) and 0 < square < float("inf"):
+        if isinstance(mean, Tensor) and isinstance(variance, Tensor) and 1 < square < float("inf"):
             mean.mul_(square**0.5)
             variance.mul_(square)
 

@@ -43,7 +43,7 @@ def test_weights_depend_on_names_alone() -> None:
 
 
 class Branches(nn.Module):
-    """Sums of normalised branches: with any fixed statistics their numbers grow or shrink from block to block."""
+    """Sums of normalised branches: with any fixed statistics their numbers grow from block to block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,10 +65,10 @@ def test_batch_norms_keep_the_scale() -> None:
     picture = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wild = float(network(picture).std())
-        assert not 1e-2 < wild < 1e2
+        assert wild > 1e2
         untrained.settle(network, 32)
         settled = network(picture)
-    assert 1e-1 < settled.std() < 1e1
+    assert settled.std() < 1e1
     again = Branches().eval()
     untrained.fill(again)
     untrained.settle(again, 32)
