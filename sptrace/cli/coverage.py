@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -73,8 +74,11 @@ def coverage(
             )
             progress.advance(task)
     if page is not None:
+        known = {row["source"]: len(untrained.names(row["source"])) for row in rows}
         with replacing(page) as temporary:
-            temporary.write_text(markdown(_sorted(rows), program, os.cpu_count() or 1), encoding="utf-8")
+            temporary.write_text(
+                markdown(_sorted(rows), known, program, os.cpu_count() or 1), encoding="utf-8"
+            )
     swept = [row for row in rows if row["source"] == source and row["network"] in names]
     compiled = sum(row["compiled"] == "yes" for row in swept)
     typer.echo(f"{compiled} of {len(swept)} compiled and verified; saved {output}")
@@ -106,7 +110,8 @@ def in_a_process(work: Work, arguments: tuple[object, ...], timeout: float) -> d
         return answer
     except EOFError:
         process.join()
-        return {"why": f"the process ended with status {process.exitcode}"}
+        hint = ": not enough memory?" if process.exitcode == -signal.SIGKILL else ""
+        return {"why": f"the process ended with status {process.exitcode}{hint}"}
     finally:
         process.kill()
         process.join()

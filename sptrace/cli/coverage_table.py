@@ -31,11 +31,12 @@ of the torch.fx graph, network and pullback together.
 """
 
 
-def markdown(rows: Sequence[Row], program: str, cores: int) -> str:
+def markdown(rows: Sequence[Row], known: Mapping[str, int], program: str, cores: int) -> str:
     """The page.
 
     Arguments:
         rows: of the .csv file, of any number of sources.
+        known: how many networks each source has; a sweep may not be finished.
         program: the program that was compiled.
         cores: of the machine.
     """
@@ -51,7 +52,7 @@ def markdown(rows: Sequence[Row], program: str, cores: int) -> str:
         commands="\n".join(commands),
     )
     chapters = [_chapter(source, [row for row in rows if row["source"] == source]) for source in sources]
-    return "\n".join([introduction, _totals(rows, sources), *chapters])
+    return "\n".join([introduction, _totals(rows, known), *chapters])
 
 
 def _versions() -> list[str]:
@@ -64,19 +65,19 @@ def _versions() -> list[str]:
     return found
 
 
-def _totals(rows: Sequence[Row], sources: Sequence[str]) -> str:
+def _totals(rows: Sequence[Row], known: Mapping[str, int]) -> str:
     lines = [
-        "| source | networks | compiled | largest error | slowest |",
-        "|---|---|---|---|---|",
+        "| source | networks | tried | compiled | largest error | slowest |",
+        "|---|---|---|---|---|---|",
     ]
-    for source in sources:
+    for source in sorted({row["source"] for row in rows}):
         ours = [row for row in rows if row["source"] == source]
         compiled = [row for row in ours if row["compiled"] == "yes"]
         worst = max((row["error"] for row in compiled), key=float, default="-")
         slowest = max(compiled, key=lambda row: float(row["seconds"]), default=None)
         slow = "-" if slowest is None else f"{slowest['network']}, {slowest['seconds']} s"
         share = f"{len(compiled)} ({100 * len(compiled) / len(ours):.1f} %)"
-        lines.append(f"| {source} | {len(ours)} | {share} | {worst} | {slow} |")
+        lines.append(f"| {source} | {known[source]} | {len(ours)} | {share} | {worst} | {slow} |")
     return "\n".join([*lines, ""])
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -63,6 +64,11 @@ def dies() -> dict[str, str]:
     os._exit(3)
 
 
+def is_killed() -> dict[str, str]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
 def hangs() -> dict[str, str]:
     time.sleep(60)
     return {}
@@ -74,6 +80,7 @@ def hangs() -> dict[str, str]:
         (raises, 60, "RuntimeError: no such luck"),
         (complains, 60, "no rule for this"),
         (dies, 60, "the process ended with status 3"),
+        (is_killed, 60, "the process ended with status -9: not enough memory?"),
         (hangs, 0.5, "took more than 0.5 s"),
     ],
 )

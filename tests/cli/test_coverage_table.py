@@ -10,6 +10,7 @@ import pytest
 
 from sptrace.cli import coverage, main
 from sptrace.cli.coverage_table import markdown
+from sptrace.models import untrained
 
 ROWS = [
     ("timm", "cait", "yes", "2.5e-06", "7.5", "900", "12.3", ""),
@@ -30,10 +31,10 @@ ROWS = [
 
 def test_the_page() -> None:
     rows = [dict(zip(coverage.COLUMNS, row, strict=True)) for row in ROWS]
-    page = markdown(rows, "soft_pullback", 2)
+    page = markdown(rows, {"timm": 4, "torchvision": 1}, "soft_pullback", 2)
     lines = page.splitlines()
-    assert "| timm | 3 | 2 (66.7 %) | 2.5e-06 | coat, 12.0 s |" in lines
-    assert "| torchvision | 1 | 1 (100.0 %) | 1.0e-06 | squeezenet1_1, 3.0 s |" in lines
+    assert "| timm | 4 | 3 | 2 (66.7 %) | 2.5e-06 | coat, 12.0 s |" in lines
+    assert "| torchvision | 1 | 1 | 1 (100.0 %) | 1.0e-06 | squeezenet1_1, 3.0 s |" in lines
     assert "| vovnet | no rule for a \\| b (timm/vovnet.py:3) |" in lines
     assert "| vovnet | no | - | 3.0 | - | - |" in lines
     assert "| squeezenet1_1 | yes | 1.0e-06 | 3.0 | 100 | 531.0 |" in lines
@@ -46,8 +47,8 @@ def test_the_page() -> None:
 
 
 def test_a_source_of_which_nothing_compiles() -> None:
-    page = markdown([dict(zip(coverage.COLUMNS, ROWS[2], strict=True))], "soft_pullback", 2)
-    assert "| timm | 1 | 0 (0.0 %) | - | - |" in page.splitlines()
+    page = markdown([dict(zip(coverage.COLUMNS, ROWS[2], strict=True))], {"timm": 9}, "soft_pullback", 2)
+    assert "| timm | 9 | 1 | 0 (0.0 %) | - | - |" in page.splitlines()
 
 
 def test_a_finished_sweep_writes_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,4 +61,5 @@ def test_a_finished_sweep_writes_its_page(tmp_path: Path, monkeypatch: pytest.Mo
         main(["coverage", "-o", str(table), "--match", "squeezenet1_1", "--markdown", str(page)])
     assert not exit_.value.code
     rows = [dict(zip(coverage.COLUMNS, row, strict=True)) for row in ROWS]
-    assert page.read_text() == markdown(rows, "soft_pullback", os.cpu_count() or 1)
+    known = {source: len(untrained.names(source)) for source in ("timm", "torchvision")}
+    assert page.read_text() == markdown(rows, known, "soft_pullback", os.cpu_count() or 1)
