@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sptrace.errors import SptraceError
 
@@ -89,21 +89,63 @@ def _smallest(architectures: list[str]) -> str:
 def build(source: str, name: str) -> tuple[nn.Module, int]:
     """An untrained network in eval mode with random weights, and the height and width of its input."""
     module, size = _BUILDERS[source](name)
+    module.eval().requires_grad_(False)
     fill(module)
-    return module.eval().requires_grad_(False), size
+    settle(module, size)
+    return module, size
 
 
 def fill(module: nn.Module) -> None:
-    """Overwrite all floating point parameters and buffers by random numbers that depend on their names alone."""
+    """Overwrite parameters and the statistics of norms by random numbers that depend on their names alone.
+
+    Other buffers are tables and limits that belong to the architecture.
+    """
+    statistics = [
+        item for item in module.named_buffers() if _leaf(item[0]) in ("running_mean", "running_var")
+    ]
     with torch.no_grad():
-        for name, tensor in module.state_dict().items():
+        for name, tensor in [*module.named_parameters(), *statistics]:
             if tensor.is_floating_point():
                 draw = np.random.default_rng(zlib.crc32(name.encode()))
                 tensor.copy_(torch.from_numpy(_random(draw, name, tuple(tensor.shape))))
 
 
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def settle(module: nn.Module, size: int) -> None:
+    """Scale the statistics of batch norms at which large numbers arrive, as training does.
+
+    Else sums of many branches, each with a batch norm of its own, grow from block to block to numbers in the hundreds,
+    where float32 leaves gates fewer digits than they have in any trained network. The mean square of the whole layer
+    is the scale, and small numbers stay small: statistics a channel, or growth, would make a random network chaotic,
+    and multiply every rounding error.
+    """
+
+    def scale(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        mean, variance = norm.running_mean, norm.running_var
+        square = float(inputs[0].square().mean())
+        if isinstance(mean, Tensor) and isinstance(variance, Tensor) and 1 < square < float("inf"):
+            mean.mul_(square**0.5)
+            variance.mul_(square)
+
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    draw = np.random.default_rng(0)
+    coarse, fine = (
+        torch.from_numpy(draw.standard_normal((1, 3, cells, cells))).float() for cells in (16, size)
+    )
+    hooks = [norm.register_forward_pre_hook(scale) for norm in norms]
+    with torch.no_grad():
+        module(nn.functional.interpolate(coarse, (size, size), mode="bilinear") + 0.3 * fine)
+    for hook in hooks:
+        hook.remove()
+
+
 def _random(draw: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    leaf = name.rpartition(".")[2]
+    leaf = _leaf(name)
     if leaf == "running_var":
         values = draw.uniform(0.5, 1.5, shape)
     elif len(shape) >= 2:

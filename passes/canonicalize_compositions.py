@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import fx
 
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
+from sptrace.graph import GraphBuilder, Target, parameter, shape, static_shape, value
 
 aten = torch.ops.aten
 
@@ -30,6 +31,8 @@ def canonicalize_compositions(module: fx.GraphModule) -> int:
     9.  log_softmax, log_sigmoid            ->  x - m - log(sum(exp(x - m))), -softplus(-x)
     10. adaptive_avg_pool1d, avg_pool1d     ->  the same with a height of 1
     11. pixel_shuffle, pixel_unshuffle      ->  reshape and permute
+    12. clamp(x, low, high), bounds tensors ->  clamp by numbers where the bounds are constant numbers (an infinite one
+                                                bounds nothing), else minimum(maximum(x, low), high)
     """
     builder = GraphBuilder(module)
     count = 0
@@ -231,6 +234,27 @@ def _pixel_unshuffle(builder: GraphBuilder, node: fx.Node, x: fx.Node, factor: i
     return builder.reshape(builder.call(aten.permute.default, apart, [0, 1, 3, 5, 2, 4]), shape(node))
 
 
+def _clamp_by_tensors(
+    builder: GraphBuilder, node: fx.Node, x: fx.Node, low: fx.Node | None = None, high: fx.Node | None = None
+) -> fx.Node:
+    bounds = [_constant_number(builder, bound) for bound in (low, high)]
+    if None not in bounds:
+        numbers = [None if math.isinf(bound) else bound for bound in bounds if bound is not None]
+        return x if numbers == [None, None] else builder.call(aten.clamp.default, x, *numbers)
+    if low is not None:
+        x = builder.call(aten.maximum.default, x, low)
+    return x if high is None else builder.call(aten.minimum.default, x, high)
+
+
+def _constant_number(builder: GraphBuilder, bound: fx.Node | None) -> float | None:
+    """The number that a bound is, infinite for no bound; None if it is computed, or more than one number."""
+    if bound is None:
+        return math.inf
+    if bound.op != "get_attr" or value(bound).numel() != 1:
+        return None
+    return float(parameter(builder.module, bound))
+
+
 def _dims(x: fx.Node, dims: Dims) -> list[int]:
     if isinstance(dims, int):
         return [dims]
@@ -262,6 +286,7 @@ REWRITES: dict[Target, Callable[..., fx.Node | None]] = {
     aten.log_sigmoid.default: _log_sigmoid,
     aten.adaptive_avg_pool1d.default: _adaptive_average_1d,
     aten.avg_pool1d.default: _average_1d,
+    aten.clamp.Tensor: _clamp_by_tensors,
     aten.pixel_shuffle.default: _pixel_shuffle,
     aten.pixel_unshuffle.default: _pixel_unshuffle,
 }

@@ -21,7 +21,7 @@ def canonicalize_copies(module: fx.GraphModule) -> int:
     2. repeat_interleave(x, n, dim)          ->  the same with the dimension behind
     3. roll(x, shifts, dims)                 ->  cat of the end and the beginning
     4. reshape_as(x, y), view_as             ->  reshape(x, the shape of y)
-    5. zeros([n, 3]), ones, full, zeros_like, new_zeros ...  ->  expand(constant, [n, 3]), n the batch size
+    5. zeros([n, 3]), ones, full, zeros_like, fill(x, 0) ... ->  expand(constant, [n, 3]), n the batch size
     6. masked_fill(x, mask, number)          ->  where(mask, number, x)
     """
     builder = GraphBuilder(module)
@@ -97,6 +97,10 @@ def _new_full(
     return _expanded(builder, node, number)
 
 
+def _fill(builder: GraphBuilder, node: fx.Node, x: fx.Node, number: float) -> fx.Node:
+    return _expanded(builder, node, number)
+
+
 def _expanded(builder: GraphBuilder, node: fx.Node, number: float) -> fx.Node:
     sizes = [1 if size == -1 else size for size in shape(node)]
     constant = torch.full(sizes, number, dtype=value(node).dtype)
@@ -147,6 +151,7 @@ REWRITES: dict[Target, Callable[..., fx.Node]] = {
     aten.new_ones.default: _filled(1),
     aten.full.default: _full,
     aten.new_full.default: _new_full,
+    aten.fill.Scalar: _fill,
     aten.masked_fill.Scalar: _masked_fill,
     aten.masked_fill.Tensor: _masked_fill,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import fx, ops
 
 from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
@@ -28,6 +29,15 @@ SYNONYMS: dict[Target, Target] = {
 }
 """The same arguments under another name."""
 
+LOGICAL: dict[Target, Target] = {
+    aten.bitwise_and.Tensor: aten.logical_and.default,
+    aten.__and__.Tensor: aten.logical_and.default,
+    aten.__or__.Tensor: aten.logical_or.default,
+    aten.bitwise_or.Tensor: aten.logical_or.default,
+    aten.bitwise_not.default: aten.logical_not.default,
+}
+"""Of booleans the same."""
+
 
 def canonicalize_synonyms(module: fx.GraphModule) -> int:
     """Call ops by their first name; returns how many were renamed.
@@ -37,6 +47,8 @@ def canonicalize_synonyms(module: fx.GraphModule) -> int:
     3. narrow(x, dim, start, length)                         ->  slice(x, dim, start, start + length)
     4. movedim(x, from, to), numpy_T(x)                      ->  permute(x, the order of the dimensions)
     5. mT(x)                                                 ->  transpose(x, -2, -1)
+    6. copy(x, y)                                            ->  expand(y, the shape of x), in the dtype of x
+    7. bitwise_and(x, y) of booleans, or, not                ->  logical_and(x, y), logical_or, logical_not
     """
     builder = GraphBuilder(module)
     count = 0
@@ -44,6 +56,8 @@ def canonicalize_synonyms(module: fx.GraphModule) -> int:
         with builder.replacing(node):
             if node.target in SYNONYMS:
                 new = builder.call(SYNONYMS[node.target], *node.args, **node.kwargs)
+            elif node.target in LOGICAL and value(node).dtype == torch.bool:
+                new = builder.call(LOGICAL[node.target], *node.args)
             elif node.target in REWRITES:
                 new = REWRITES[node.target](builder, *node.args)
             else:
@@ -59,6 +73,12 @@ def _expand_as(builder: GraphBuilder, x: fx.Node, other: fx.Node) -> fx.Node:
         for dim, size in enumerate(shape(other))
     ]
     return builder.call(aten.expand.default, x, sizes)
+
+
+def _copy(builder: GraphBuilder, x: fx.Node, source: fx.Node, non_blocking: bool = False) -> fx.Node:
+    if value(source).dtype != value(x).dtype:
+        source = builder.call(aten.to.dtype, source, value(x).dtype)
+    return source if shape(source) == shape(x) else _expand_as(builder, source, x)
 
 
 def _narrow(builder: GraphBuilder, x: fx.Node, dim: int, start: int, length: int) -> fx.Node:
@@ -87,6 +107,7 @@ def _permute(builder: GraphBuilder, x: fx.Node, order: Sequence[int]) -> fx.Node
 
 REWRITES: dict[Target, Callable[..., fx.Node]] = {
     aten.expand_as.default: _expand_as,
+    aten.copy.default: _copy,
     aten.narrow.default: _narrow,
     aten.movedim.int: _movedim,
     aten.numpy_T.default: _reversed,

@@ -45,6 +45,8 @@ def fold_constants(module: fx.GraphModule) -> int:
     """
     builder = GraphBuilder(module)
     run = _Run(module)
+    # By the node and the state of its memory: what several readers read is stored once.
+    stored: dict[tuple[fx.Node, int], fx.Node] = {}
     for node in list(module.graph.nodes):
         if run.takes(node) and run.known[node][0] is run.known[node][1]:
             continue
@@ -52,9 +54,12 @@ def fold_constants(module: fx.GraphModule) -> int:
             constant = _for_every_picture(argument, run.known[argument]) if run.computed(argument) else None
             if constant is None:
                 continue
+            key = (argument, run.known[argument][0]._version)
             with builder.replacing(node):
-                name = f"{argument.meta['path']}.folded" if argument.meta["path"] else "folded"
-                kept = builder.constant(name, constant.clone())
+                if key not in stored:
+                    name = f"{argument.meta['path']}.folded" if argument.meta["path"] else "folded"
+                    stored[key] = builder.constant(name, constant.clone())
+                kept = stored[key]
                 node.replace_input_with(argument, expanded(builder, kept, argument))
     folded = [node for node in run.known if node.op == "call_function"]
     written = []
@@ -96,7 +101,12 @@ class _Run:
         elif node.op == "call_function" and isinstance(node.meta["values"][0], int):
             self.known[node] = node.meta["values"]
         elif node.op == "call_function" and self._is_constant(node):
-            if -1 not in _sizes(node) and all(self._is_same(argument) for argument in node.all_input_nodes):
+            alike = -1 not in _sizes(node) and all(
+                self._is_same(argument) for argument in node.all_input_nodes
+            )
+            if not alike and _writes(node) and self._is_same(node.args[0]):  # type: ignore[arg-type]
+                return False  # one memory cannot hold two values
+            if alike:
                 self.known[node] = (self._run(node, 0),) * len(BATCHES)
             else:
                 self.known[node] = tuple(self._run(node, index) for index in range(len(BATCHES)))

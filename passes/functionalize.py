@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container, Sequence
+
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder
+from sptrace.graph import GraphBuilder, Target, shape, value
+from sptrace.passes.canonicalize_shapes import RESHAPES
+
+aten = torch.ops.aten
+
+
+VIEWS: dict[Target, Callable[..., fx.Node | None]] = {}
+"""For every op whose result is a part of its input's memory: the input with another part in that place.
+
+Called with the builder, the input, the new part, and the op's other arguments; None where that is not covered.
+"""
 
 
 def functionalize(module: fx.GraphModule) -> int:
     """Replace every in-place op by its functional form; returns how many.
 
-    Before:  y = relu_(x); z = add(x, 1)
-    After:   y = relu(x);  z = add(y, 1)
+    1. y = relu_(x); z = add(x, 1)                            ->  y = relu(x); z = add(y, 1)
+    2. p = slice(x, 2, 1, 9); copy_(p, q); y = softmax(x, 1)  ->  p = slice(x, 2, 1, 9); u = copy(p, q);
+       (slices, layers, transposes and reshapes of x)             y = softmax(cat([x[:, :, :1], u, x[:, :, 9:]], 2), 1)
 
     Declines with UnsupportedError where
 
-    1. another name of the changed memory (a view of the tensor, the tensor of which it is a view, another view of
-       that) is read later: then the write would have to be carried over from one to the other;
+    1. yet another name of the changed memory (another view of the tensor) is read later: then the write would have to
+       be carried over to that one;
     2. the network overwrites a constant of its own: then each call would explain another network.
     """
     builder = GraphBuilder(module)
@@ -30,16 +43,97 @@ def functionalize(module: fx.GraphModule) -> int:
             continue
         changed = node.args[0]
         position = {other: index for index, other in enumerate(module.graph.nodes)}
-        _refuse_aliases(node, changed, memory, position)
+        now = position[node]
+        later = {other for other in position if any(position[user] > now for user in other.users)}
         with builder.replacing(node):
-            result = builder.call(_functional(node), *node.args, **node.kwargs)
-        memory[result] = memory[node]
-        changed.replace_all_uses_with(
-            result, delete_user_cb=lambda user, now=position[node], at=position: at.get(user, -1) > now
-        )
-        builder.replace(node, result)
+            new = {changed: builder.call(_functional(node), *node.args, **node.kwargs)}
+            _carry_over(builder, changed, new, memory, later)
+        _refuse_aliases(node, changed, memory, position, new.keys())
+        memory |= {other: set() for other in module.graph.nodes if other not in memory}
+        for old, result in new.items():
+            memory[result] = memory[node]
+            old.replace_all_uses_with(
+                result, delete_user_cb=lambda user, now=now, at=position: at.get(user, -1) > now
+            )
+        builder.replace(node, new[changed])
         count += 1
     return count
+
+
+def _carry_over(
+    builder: GraphBuilder,
+    changed: fx.Node,
+    new: dict[fx.Node, fx.Node],
+    memory: dict[fx.Node, set[int]],
+    later: set[fx.Node],
+) -> None:
+    """If `changed` is a view, write it back to what it is a view of, and so on, as far as that is read later."""
+    part, bases = changed, []
+    while part.target in VIEWS and memory[part] & memory[part.all_input_nodes[0]]:
+        part = part.all_input_nodes[0]
+        bases.append(part)
+    while bases and bases[-1] not in later:
+        bases.pop()
+    part = changed
+    for base in bases:
+        whole = VIEWS[part.target](builder, base, new[part], *part.args[1:])  # type: ignore[index]
+        if whole is None:
+            return
+        new[base], part = whole, base
+
+
+def _in_slice(
+    builder: GraphBuilder,
+    x: fx.Node,
+    part: fx.Node,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> fx.Node | None:
+    if shape(part) == shape(x):
+        return part
+    size = shape(x)[dim]
+    if step != 1 or size == -1:
+        return None
+    first, last, _ = slice(start, end).indices(size)
+    around = [(0, first), (first, last), (last, size)]
+    pieces = [
+        part if stretch == (first, last) else builder.call(aten.slice.Tensor, x, dim, *stretch)
+        for stretch in around
+        if stretch[0] < stretch[1]
+    ]
+    return builder.call(aten.cat.default, pieces, dim)
+
+
+def _in_layer(builder: GraphBuilder, x: fx.Node, part: fx.Node, dim: int, index: int) -> fx.Node | None:
+    size, dim = shape(x)[dim], dim % value(x).ndim
+    if size == -1:
+        return None
+    index %= size
+    return _in_slice(builder, x, builder.call(aten.unsqueeze.default, part, dim), dim, index, index + 1)
+
+
+def _in_transpose(builder: GraphBuilder, x: fx.Node, part: fx.Node, first: int, second: int) -> fx.Node:
+    return builder.call(aten.transpose.int, part, first, second)
+
+
+def _in_permutation(builder: GraphBuilder, x: fx.Node, part: fx.Node, dims: Sequence[int]) -> fx.Node:
+    order = [dim % len(dims) for dim in dims]
+    return builder.call(aten.permute.default, part, [order.index(dim) for dim in range(len(order))])
+
+
+def _in_shape(builder: GraphBuilder, x: fx.Node, part: fx.Node, *options: object) -> fx.Node | None:
+    return None if shape(x).count(-1) > 1 else builder.reshape(part, shape(x))
+
+
+VIEWS |= {
+    aten.slice.Tensor: _in_slice,
+    aten.select.int: _in_layer,
+    aten.transpose.int: _in_transpose,
+    aten.permute.default: _in_permutation,
+    **dict.fromkeys(RESHAPES, _in_shape),
+}
 
 
 def _functional(node: fx.Node) -> OpOverload:
@@ -61,7 +155,11 @@ def _memory(node: fx.Node) -> set[int]:
 
 
 def _refuse_aliases(
-    node: fx.Node, changed: fx.Node, memory: dict[fx.Node, set[int]], position: dict[fx.Node, int]
+    node: fx.Node,
+    changed: fx.Node,
+    memory: dict[fx.Node, set[int]],
+    position: dict[fx.Node, int],
+    written: Container[fx.Node],
 ) -> None:
     now = position[node]
     for alias in position:
@@ -71,8 +169,8 @@ def _refuse_aliases(
             raise UnsupportedError(
                 _where(node, f"the in-place op {node.target} overwrites the network's own {alias.target!r}")
             )
-        read_later = any(position[user] > now for user in alias.users)
-        if alias is not changed and position[alias] < now and read_later:
+        read_later = any(position.get(user, -1) > now for user in alias.users)
+        if alias not in written and position[alias] < now and read_later:
             raise UnsupportedError(
                 _where(
                     node, f"the in-place op {node.target} changes memory that is read again as {alias.name!r}"

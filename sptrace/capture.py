@@ -186,8 +186,9 @@ def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModul
                     "values": without_data(*node.meta["val"].shape[1:], dtype=torch.float32)
                 }
             else:
-                new = constants.get(spec.target) or graph.get_attr(
-                    place(module, spec.target, _data(exported, spec.target))
+                # Its node keeps torch.export's name, p_...: a parameter may be called "image" or "target".
+                new = constants.get(spec.target) or graph.create_node(
+                    "get_attr", place(module, spec.target, _data(exported, spec.target)), name=node.name
                 )
                 new.meta = _meta(node) | {"values": (parameter(module, new).to("meta"),) * len(BATCHES)}
                 constants[spec.target] = new

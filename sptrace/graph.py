@@ -87,36 +87,52 @@ def parameter(module: fx.GraphModule, node: fx.Node) -> Tensor:
 
 
 def place(module: fx.GraphModule, preferred: str, data: Tensor) -> str:
-    """Store a constant in `module` under the path `preferred`, with a number if that is taken; returns the path."""
-    owner_path, _, leaf = preferred.rpartition(".")
+    """Store a constant in `module` under the path `preferred`, with numbers where names are taken; returns the path."""
+    *owners, leaf = preferred.split(".")
     owner: torch.nn.Module = module
-    for name in owner_path.split(".") if owner_path else []:
-        if not isinstance(getattr(owner, name, None), torch.nn.Module):
-            owner.register_module(name, torch.nn.Module())
-        owner = owner.get_submodule(name)
-    free, number = leaf, 1
-    while hasattr(owner, free):
-        free, number = f"{leaf}_{number}", number + 1
-    owner.register_buffer(free, data.detach())
-    return f"{owner_path}.{free}" if owner_path else free
+    path = []
+    for name in owners:
+        path.append(_free(owner, name, torch.nn.Module))
+        if not hasattr(owner, path[-1]):
+            owner.register_module(path[-1], torch.nn.Module())
+        owner = owner.get_submodule(path[-1])
+    path.append(_free(owner, leaf))
+    owner.register_buffer(path[-1], data.detach())
+    return ".".join(path)
+
+
+def _free(owner: torch.nn.Module, name: str, *allowed: type) -> str:
+    """`name`, or that with a number, under which `owner` has nothing or something of an allowed type."""
+    free, number = name, 1
+    while hasattr(owner, free) and not isinstance(getattr(owner, free), allowed):
+        free, number = f"{name}_{number}", number + 1
+    return free
 
 
 def depends_on(graph: fx.Graph, source: fx.Node) -> set[fx.Node]:
-    """All nodes whose tensor is computed from the tensor `source`; sizes read off it do not count."""
+    """All nodes that are computed from the tensor `source` and can carry a cotangent.
+
+    Sizes that are read off it cannot, nor can tensors of booleans or whole numbers: masks, and places of maxima.
+    """
     dependent = {source}
     for node in graph.nodes:
-        if (
-            "values" in node.meta
-            and isinstance(node.meta["values"][0], Tensor | tuple | list)
-            and any(argument in dependent for argument in node.all_input_nodes)
+        if _is_continuous(node.meta.get("values", (None,))[0]) and any(
+            argument in dependent for argument in node.all_input_nodes
         ):
             dependent.add(node)
     return dependent
 
 
+def _is_continuous(given: Any) -> bool:
+    """Is it a tensor of real or complex numbers, or has an op given one among others?"""
+    if isinstance(given, tuple | list):
+        return any(_is_continuous(item) for item in given)
+    return isinstance(given, Tensor) and (given.is_floating_point() or given.is_complex())
+
+
 def placeholder(graph: fx.Graph, name: str) -> fx.Node:
-    """The graph's input called `name`."""
-    found: fx.Node = next(node for node in graph.nodes if node.op == "placeholder" and node.name == name)
+    """The graph's input called `name`. Its node may have a number behind that name, if another node came first."""
+    found: fx.Node = next(node for node in graph.nodes if node.op == "placeholder" and node.target == name)
     return found
 
 

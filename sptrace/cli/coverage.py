@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
+import multiprocessing
 import os
-import subprocess
-import sys
+import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated
 
@@ -16,35 +17,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from sptrace.cli.coverage_table import markdown
 from sptrace.errors import SptraceError
 from sptrace.files import replacing, require_writable
 
 COLUMNS = ("source", "network", "compiled", "error", "seconds", "nodes", "megabytes", "why")
 
-# Each network is compiled by a process of its own: none can take another's memory, or the sweep, with it.
-ONE = """
-import json, sys, time
-import torch
-from sptrace.compiler import compile, example_image
-from sptrace.artifact import Preprocessing
-from sptrace.errors import SptraceError
-from sptrace.models.untrained import build
-source, name, program, threads = sys.argv[1:]
-torch.set_num_threads(int(threads))
-start = time.perf_counter()
-try:
-    module, size = build(source, name)
-    start = time.perf_counter()
-    example = example_image(Preprocessing(size=(size, size)))
-    compiled = compile(module, example, program=program, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    batches = compiled.description.verification.batches
-    error = max(max(batch.attribution_to_module, batch.attribution_to_eager) for batch in batches)
-    row = {"compiled": "yes", "error": f"{error:.1e}", "nodes": len(compiled.module.graph.nodes),
-           "megabytes": round(len(compiled.onnx_model) / 1e6, 1), "why": ""}
-except SptraceError as error:
-    row = {"compiled": "no", "why": str(error)}
-print(json.dumps({**row, "seconds": round(time.perf_counter() - start, 1)}))
-"""
+Work = Callable[..., dict[str, str]]
+
+PRELOADED = ("sptrace.compiler", "sptrace.models.untrained", "torch.export._trace")
+"""What every compilation imports: loaded once, in the process from which those of the networks are forked."""
 
 
 def coverage(
@@ -54,13 +36,18 @@ def coverage(
     source: Annotated[str, typer.Option(help="torchvision, timm or transformers.")] = "torchvision",
     match: Annotated[str, typer.Option(help="Only networks whose name contains this.")] = "",
     program: Annotated[str, typer.Option(help="The program to compile.")] = "soft_pullback",
+    page: Annotated[
+        Path | None, typer.Option("--markdown", help="Also write all rows of the .csv file as a page.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="How many networks at a time.")] = 1,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds a network may take.")] = 600,
 ) -> None:
     """Compile every architecture of a source with random weights, and table what came of it."""
     if output.suffix != ".csv":
         raise SptraceError(f"cannot write the table to {output}: end its name in .csv")
-    require_writable(output)
+    for path in (output, page):
+        if path is not None:
+            require_writable(path)
     try:
         from sptrace.models import untrained
     except ModuleNotFoundError as error:
@@ -69,6 +56,7 @@ def coverage(
     done = {(row["source"], row["network"]) for row in rows}
     names = [name for name in untrained.names(source) if match in name]
     waiting = [name for name in names if (source, name) not in done]
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*PRELOADED, source])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor(jobs) as pool:
         task = progress.add_task(source, total=len(names), completed=len(names) - len(waiting))
@@ -85,6 +73,12 @@ def coverage(
                 f"{row['network']}: {row['seconds']} s, {verdict}", markup=False, highlight=False
             )
             progress.advance(task)
+    if page is not None:
+        known = {row["source"]: len(untrained.names(row["source"])) for row in rows}
+        with replacing(page) as temporary:
+            temporary.write_text(
+                markdown(_sorted(rows), known, program, os.cpu_count() or 1), encoding="utf-8"
+            )
     swept = [row for row in rows if row["source"] == source and row["network"] in names]
     compiled = sum(row["compiled"] == "yes" for row in swept)
     typer.echo(f"{compiled} of {len(swept)} compiled and verified; saved {output}")
@@ -92,19 +86,79 @@ def coverage(
 
 def _compile_one(source: str, name: str, program: str, threads: int, timeout: float) -> dict[str, str]:
     """One row of the table."""
+    row = dict.fromkeys(COLUMNS, "") | {"source": source, "network": name}
     start = time.perf_counter()
-    row = {column: "" for column in COLUMNS} | {"source": source, "network": name, "compiled": "no"}
-    words = [sys.executable, "-W", "ignore", "-c", ONE, source, name, program, str(threads)]
+    answer = in_a_process(_measure, (source, name, program, threads), timeout)
+    measured = {"seconds": f"{time.perf_counter() - start:.1f}"} | answer
+    return row | {"compiled": "no" if measured.get("why") else "yes"} | measured
+
+
+def in_a_process(work: Work, arguments: tuple[object, ...], timeout: float) -> dict[str, str]:
+    """What `work` answers; if it raises, dies or takes too long, {"why": the reason in one line}.
+
+    Each network is compiled by a process of its own: none can take another's memory, or the sweep, with it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, work, arguments), daemon=True)
+    process.start()
+    sender.close()
     try:
-        run = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
-        lines = run.stdout.strip().splitlines()
-        if run.returncode == 0 and lines:
-            return row | {key: str(item) for key, item in json.loads(lines[-1]).items()}
-        complaints = run.stderr.strip().splitlines() or [f"the process ended with status {run.returncode}"]
-        row["why"] = complaints[-1]
-    except subprocess.TimeoutExpired:
-        row["why"] = f"took more than {timeout:g} s"
-    return row | {"seconds": f"{time.perf_counter() - start:.1f}"}
+        if not receiver.poll(timeout):
+            return {"why": f"took more than {timeout:g} s"}
+        answer: dict[str, str] = receiver.recv()
+        return answer
+    except EOFError:
+        process.join()
+        hint = ": not enough memory?" if process.exitcode == -signal.SIGKILL else ""
+        return {"why": f"the process ended with status {process.exitcode}{hint}"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _answer(sender: Connection, work: Work, arguments: tuple[object, ...]) -> None:
+    """In the process of one network: quiet, for the sweep's progress is on the screen."""
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    try:
+        answer = work(*arguments)
+    except SptraceError as error:
+        answer = {"why": str(error)}
+    except Exception as error:  # the sweep goes on, whatever a network's own code raises
+        lines = str(error).strip().splitlines() or ["no message"]
+        answer = {"why": f"{type(error).__name__}: {lines[0]}"}
+    sender.send(answer)
+
+
+def _measure(source: str, name: str, program: str, threads: int) -> dict[str, str]:
+    """Compile a network, which verifies it; the time does not include its own construction."""
+    import torch
+
+    from sptrace.artifact import Preprocessing
+    from sptrace.compiler import compile, example_image
+    from sptrace.models.untrained import build
+
+    torch.set_num_threads(threads)
+    module, size = build(source, name)
+    example = example_image(Preprocessing(size=(size, size)))
+    start = time.perf_counter()
+    compiled = compile(
+        module, example, program=program, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    seconds = time.perf_counter() - start
+    verification = compiled.description.verification
+    assert verification is not None
+    error = max(
+        max(batch.attribution_to_module, batch.attribution_to_eager) for batch in verification.batches
+    )
+    return {
+        "error": f"{error:.1e}",
+        "seconds": f"{seconds:.1f}",
+        "nodes": str(len(compiled.module.graph.nodes)),
+        "megabytes": f"{len(compiled.onnx_model) / 1e6:.1f}",
+    }
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -122,4 +176,8 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: (row["source"], row["network"])))
+        writer.writerows(_sorted(rows))
+
+
+def _sorted(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return sorted(rows, key=lambda row: (row["source"], row["network"]))

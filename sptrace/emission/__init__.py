@@ -20,7 +20,11 @@ from sptrace.emission import (
 )
 from sptrace.emission.builder import EMITTERS, IR_VERSION
 from sptrace.emission.walk import write
+from sptrace.errors import UnsupportedError
 from sptrace.version import __version__
+
+LARGEST = 2**31 - 2**26
+"""Bytes of weights. A protobuf message ends at 2 GiB; 64 MiB are left for the nodes."""
 
 
 def emit(module: fx.GraphModule, name: str) -> onnx.ModelProto:
@@ -31,10 +35,18 @@ def emit(module: fx.GraphModule, name: str) -> onnx.ModelProto:
         name: the graph's name in the file.
 
     Raises:
-        UnsupportedError: the graph contains an op that has no emitter.
+        UnsupportedError: the graph contains an op that has no emitter, or its weights do not fit into a file.
     """
     output = next(node for node in module.graph.nodes if node.op == "output")
     graph = write(module, name, output.meta["names"])
+    size = sum(
+        given.const_value.nbytes for given in graph.initializers.values() if given.const_value is not None
+    )
+    if size > LARGEST:
+        raise UnsupportedError(
+            f"the weights take {size / 1e9:.1f} GB, and one ONNX file holds {LARGEST / 1e9:.1f} GB, the limit of its "
+            "format: compile a smaller network"
+        )
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="sptrace", producer_version=__version__)
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)

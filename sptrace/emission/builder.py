@@ -61,18 +61,19 @@ class OnnxBuilder:
         self._module = module
         self._values: dict[fx.Node, ir.Value] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
-        inputs = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+        inputs = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
         self._names: set[str] = {*outputs, *inputs} if outer is None else outer._names
         self._current: fx.Node | None = None
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
 
     def input(self, node: fx.Node) -> ir.Value:
-        """A graph input of the node's name, shape and dtype; with a default it is an initializer too."""
-        given = ir.val(node.name, _dtype(node), _onnx_shape(node))
+        """A graph input of the input's name, shape and dtype; with a default it is an initializer too."""
+        name = str(node.target)
+        given = ir.val(name, _dtype(node), _onnx_shape(node))
         if node.args:
             default = torch.tensor(node.args[0], dtype=value(node).dtype)
-            given.const_value = ir.tensor(default.numpy(), name=node.name)
+            given.const_value = ir.tensor(default.numpy(), name=name)
             self.initializers.append(given)
         self._values[node] = given
         return given

@@ -22,6 +22,7 @@ UNARY = {
     aten.neg.default: "Neg",
     aten.reciprocal.default: "Reciprocal",
     aten.relu.default: "Relu",
+    aten.logical_not.default: "Not",
 }
 
 BINARY = {
@@ -31,9 +32,13 @@ BINARY = {
     aten.div.Scalar: "Div",
     aten.eq.Tensor: "Equal",
     aten.eq.Scalar: "Equal",
+    aten.gt.Tensor: "Greater",
     aten.gt.Scalar: "Greater",
+    aten.ge.Tensor: "GreaterOrEqual",
     aten.ge.Scalar: "GreaterOrEqual",
+    aten.lt.Tensor: "Less",
     aten.lt.Scalar: "Less",
+    aten.le.Tensor: "LessOrEqual",
     aten.le.Scalar: "LessOrEqual",
     aten.clamp_min.default: "Max",
     aten.clamp_max.default: "Min",
@@ -41,6 +46,7 @@ BINARY = {
     aten.minimum.default: "Min",
     aten.remainder.Scalar: "Mod",
     aten.logical_and.default: "And",
+    aten.logical_or.default: "Or",
     aten.matmul.default: "MatMul",
     aten.mm.default: "MatMul",
     aten.bmm.default: "MatMul",
@@ -73,6 +79,12 @@ def _operands(
 
 def _without_data(operand: fx.Node | float) -> Any:
     return value(operand) if isinstance(operand, fx.Node) else operand
+
+
+@emits(aten.ne.Tensor, aten.ne.Scalar)
+def ne(onnx: OnnxBuilder, node: fx.Node, a: fx.Node | float, b: fx.Node | float) -> ir.Value:
+    """Not of Equal."""
+    return onnx.op("Not", onnx.op("Equal", *_operands(onnx, node, a, b)))
 
 
 @emits(gates.relu)

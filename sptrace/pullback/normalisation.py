@@ -5,6 +5,8 @@ an affine map, x* = v weight / sqrt(variance + eps). Rule `hard` is the ordinary
 r = 1 / sqrt(variance + eps) and u = (x - mean) r,
 
     x* = r (g - mean(g) - u mean(g u)),          RMS norm, which has no mean:  x* = r (g - u mean(g u))
+
+A single number less its mean is 0 whatever the picture: such a layer norm is a constant, and gives no cotangent.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def layer_norm(
 ) -> Cotangents:
     """Statistics over the last dimensions."""
     dims = list(range(-len(normalized_shape), 0))
-    pull.sizes(x, dims)
+    if set(pull.sizes(x, dims)) == {1}:
+        yield x, None
+        return
     yield x, _pulled(Term(pull, x), _weighted(pull, v, weight), dims, eps, rule, centred=True).node
 
 

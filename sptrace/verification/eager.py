@@ -308,6 +308,8 @@ def _frozen_scale(
     eps: float = 1e-5,
     **_: Any,
 ) -> Tensor:
+    if math.prod(normalized_shape) == 1:
+        return torch.zeros_like(z)  # a single number less its mean: a constant
     axes = tuple(range(-len(normalized_shape), 0))
     scale = 1 / torch.sqrt(z.var(axes, unbiased=False, keepdim=True) + eps)
     return scale if weight is None else scale * weight

@@ -1,7 +1,8 @@
 """Gates that a network writes out as products: x * sigmoid(x), and softmax(logits) @ value.
 
 The reference sees one call at a time. So it notes on a tensor what the tensor is: a sigmoid of what, a softmax and its
-softened twin. Notes travel through rearrangements, and a product looks at those of its factors.
+softened twin. Notes travel through rearrangements, and a product looks at those of its factors. A note is void once the
+tensor has been changed in place.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,14 @@ REARRANGING = frozenset(
         "unbind",
         "movedim",
         "swapaxes",
+        "swapdims",
+        "select",
+        "narrow",
+        "chunk",
+        "split",
+        "expand_as",
+        "view_as",
+        "reshape_as",
     ]
 )
 """Calls whose result is still an attention matrix if their first argument was one; linear and conv2d mix heads."""
@@ -43,23 +52,36 @@ MULTIPLYING = frozenset(["mul", "multiply", "rmul", "imul"])
 CONTRACTING = frozenset(["matmul", "rmatmul", "bmm", "einsum"])
 
 
+def _remember(tensor: Tensor, name: str, what: object) -> None:
+    setattr(tensor, f"_is_{name}", (what, tensor._version))
+
+
+def _recall(tensor: object, name: str) -> Any:
+    """What was noted of a tensor; None if nothing was, or if it has been changed since."""
+    what, version = getattr(tensor, f"_is_{name}", (None, None))
+    return what if isinstance(tensor, Tensor) and tensor._version == version else None
+
+
 def note(
     name: str, result: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tau: float
 ) -> None:
     """Write down on `result` what it is, if a later product might need that. `tau`: of attention."""
-    if not args or not isinstance(result, Tensor):
+    if not args or not isinstance(args[0], Tensor) or result is args[0]:
         return
     x = args[0]
     if name == "sigmoid":
-        result._sigmoid_of = x  # type: ignore[attr-defined]
-    elif name == "softmax":
+        _remember(result, "sigmoid", (x, x._version))
+    elif name == "softmax" and x.requires_grad:
         with torch.no_grad():
-            result._twin = func(x / tau, *args[1:], **kwargs)  # type: ignore[attr-defined]
-    elif name in MULTIPLYING and isinstance(x, Tensor) and isinstance(args[1], int | float):
-        result._multiple_of = (x, float(args[1]))  # type: ignore[attr-defined]
-    elif name in REARRANGING and getattr(x, "_twin", None) is not None:
+            _remember(result, "softmax", func(x / tau, *args[1:], **kwargs))
+    elif name in MULTIPLYING and len(args) > 1 and isinstance(args[1], int | float):
+        _remember(result, "multiple", (x, x._version, float(args[1])))
+    elif name in REARRANGING and _recall(x, "softmax") is not None:
         with torch.no_grad():
-            result._twin = func(x._twin, *args[1:], **kwargs)  # type: ignore[attr-defined]
+            twin = func(_recall(x, "softmax"), *args[1:], **kwargs)
+        several = isinstance(result, list | tuple)
+        for piece, its_twin in zip(result, twin, strict=True) if several else [(result, twin)]:
+            _remember(piece, "softmax", its_twin)
 
 
 def self_gate(name: str, args: Sequence[Any]) -> tuple[Tensor, float] | None:
@@ -67,14 +89,17 @@ def self_gate(name: str, args: Sequence[Any]) -> tuple[Tensor, float] | None:
     if name not in MULTIPLYING or len(args) != 2:
         return None
     for x, factor in (args, args[::-1]):
-        inside = getattr(factor, "_sigmoid_of", None)
-        if inside is None or not isinstance(x, Tensor):
+        sigmoid = _recall(factor, "sigmoid")
+        if sigmoid is None or not isinstance(x, Tensor):
+            continue
+        inside, version = sigmoid
+        if inside._version != version:
             continue
         if inside is x:
             return x, 1.0
-        multiple = getattr(inside, "_multiple_of", None)
-        if multiple is not None and multiple[0] is x:
-            return x, multiple[1]
+        multiple = _recall(inside, "multiple")
+        if multiple is not None and multiple[0] is x and multiple[1] == x._version:
+            return x, multiple[2]
     return None
 
 
@@ -84,12 +109,13 @@ def attended(
     """The value that an attention matrix is multiplied with, and its pullback through the softened matrix."""
     if name not in CONTRACTING or kwargs:
         return None
-    flat = [*args[:-2], *args[-2:]] if not isinstance(args[-1], list | tuple) else [*args[:-1], *args[-1]]
+    # einsum takes its factors one by one or in a list
+    flat = [*args[:-1], *args[-1]] if isinstance(args[-1], list | tuple) else list(args)
     factors = [item for item in flat if isinstance(item, Tensor)]
-    twins = [getattr(factor, "_twin", None) for factor in factors]
+    twins = [_recall(factor, "softmax") for factor in factors]
     if len(factors) != 2 or (twins[0] is None) == (twins[1] is None):
         return None
-    value = factors[0] if twins[0] is None else factors[1]
+    value, twin = (factors[0], twins[1]) if twins[0] is None else (factors[1], twins[0])
     if not value.requires_grad:
         return None
 
@@ -97,8 +123,7 @@ def attended(
         with torch.enable_grad():
             leaf = value.detach().requires_grad_()
             replaced = [
-                leaf if item is value else getattr(item, "_twin", item) if isinstance(item, Tensor) else item
-                for item in flat
+                item if not isinstance(item, Tensor) else leaf if item is value else twin for item in flat
             ]
             (answer,) = torch.autograd.grad(func(*replaced), leaf, cotangent)
             return answer

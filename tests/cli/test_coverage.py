@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from sptrace.cli import coverage, main
+from sptrace.errors import SptraceError
 
 
 def rows(path: Path) -> dict[str, dict[str, str]]:
@@ -48,15 +52,40 @@ def test_a_sweep_and_its_continuation(tmp_path: Path, monkeypatch: pytest.Monkey
     assert rows(table)["squeezenet1_0"]["why"] == "x"
 
 
-def test_a_network_that_fails_or_hangs_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coverage, "ONE", "raise RuntimeError('no such luck')")
-    assert (
-        coverage._compile_one("torchvision", "resnet18", "soft_pullback", 1, 60)["why"]
-        == "RuntimeError: no such luck"
-    )
-    monkeypatch.setattr(coverage, "ONE", "import time; time.sleep(60)")
-    row = coverage._compile_one("torchvision", "resnet18", "soft_pullback", 1, 0.5)
-    assert (row["compiled"], row["why"]) == ("no", "took more than 0.5 s")
+def raises() -> dict[str, str]:
+    raise RuntimeError("no such luck\nand more")
+
+
+def complains() -> dict[str, str]:
+    raise SptraceError("no rule for this")
+
+
+def dies() -> dict[str, str]:
+    os._exit(3)
+
+
+def is_killed() -> dict[str, str]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def hangs() -> dict[str, str]:
+    time.sleep(60)
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("work", "timeout", "why"),
+    [
+        (raises, 60, "RuntimeError: no such luck"),
+        (complains, 60, "no rule for this"),
+        (dies, 60, "the process ended with status 3"),
+        (is_killed, 60, "the process ended with status -9: not enough memory?"),
+        (hangs, 0.5, "took more than 0.5 s"),
+    ],
+)
+def test_a_network_that_fails_or_hangs_is_a_row(work: coverage.Work, timeout: float, why: str) -> None:
+    assert coverage.in_a_process(work, (), timeout) == {"why": why}
 
 
 @pytest.mark.parametrize(

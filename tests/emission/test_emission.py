@@ -14,7 +14,7 @@ import torch
 from rule_checks import Op, SideBySide, compile_pullback, numbers
 from torch import Tensor, nn
 
-from sptrace import passes
+from sptrace import emission, passes
 from sptrace.artifact import Preprocessing
 from sptrace.assemble import assemble
 from sptrace.capture import capture
@@ -235,3 +235,14 @@ def test_another_dtype_is_refused() -> None:
     neg = next(node for node in module.graph.nodes if node.target == NEG)
     neg.meta["values"] = tuple(tensor.double() for tensor in neg.meta["values"])
     assert re.fullmatch(r"'neg' \(.*\) is float64: use one of float32, int64, bool", refusal(module))
+
+
+def test_weights_that_do_not_fit_into_a_file_are_refused(
+    module: torch.fx.GraphModule, proto: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = sum(onnx.numpy_helper.to_array(item).nbytes for item in proto.graph.initializer)
+    monkeypatch.setattr(emission, "LARGEST", weights)
+    emit(module, "small")
+    monkeypatch.setattr(emission, "LARGEST", weights - 1)
+    with pytest.raises(UnsupportedError, match=r"^the weights take 0\.0 GB, and one ONNX file holds"):
+        emit(module, "small")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sptrace.capture import capture
 from sptrace.passes import canonicalize_synonyms
-from sptrace.passes.canonicalize_synonyms import REWRITES, SYNONYMS
+from sptrace.passes.canonicalize_synonyms import LOGICAL, REWRITES, SYNONYMS
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,11 @@ from sptrace.passes.canonicalize_synonyms import REWRITES, SYNONYMS
         (lambda self, x: x.movedim(-1, -3), "permute.default"),
         (lambda self, x: x.flatten(1).T.T, "permute.default"),
         (lambda self, x: x.mT, "transpose.int"),
+        (lambda self, x: x * ((x > 0) & (x < 1)), "logical_and.default"),
+        (lambda self, x: x * torch.bitwise_and(x > 0, x < 1), "logical_and.default"),
+        (lambda self, x: x * ((x > 1) | (x < 0)), "logical_or.default"),
+        (lambda self, x: x * torch.bitwise_or(x > 1, x < 0), "logical_or.default"),
+        (lambda self, x: x * ~(x > 0), "logical_not.default"),
     ],
 )
 def test_the_first_name(body: Callable[[Any, Tensor], Tensor], op: str) -> None:
@@ -43,10 +48,14 @@ def test_the_first_name(body: Callable[[Any, Tensor], Tensor], op: str) -> None:
     assert canonicalize_synonyms(module) > 0
     called = ops(module)
     assert f"aten.{op}" in called
-    assert not {str(target) for target in [*SYNONYMS, *REWRITES]} & called.keys()
+    assert not {str(target) for target in [*SYNONYMS, *REWRITES, *LOGICAL]} & called.keys()
     assert_same_values(module, network)
 
 
 def test_leaves_the_others_alone() -> None:
-    module = capture(small(lambda self, x: x.clamp(0, 1).transpose(1, 2) * 2), images(1))
+    """Bits of whole numbers are no truth values."""
+    network = small(
+        lambda self, x: x.clamp(0, 1).transpose(1, 2) * (x.argmax(1)[:, None] & 2).float().transpose(1, 2)
+    )
+    module = capture(network, images(1))
     assert canonicalize_synonyms(module) == 0

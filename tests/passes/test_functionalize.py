@@ -138,6 +138,99 @@ def test_nothing_to_do() -> None:
     assert ops(module) == before
 
 
+def base_read_later(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y.flatten(2).relu_()
+    return y
+
+
+def base_of_a_base_read_later(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y.flatten(2).flatten(1).relu_()
+    return y
+
+
+def a_part_is_assigned(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y[:, 0] = 0.5
+    return y
+
+
+def a_stretch_is_changed(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y[:, 1:, -5:, :3].mul_(3)
+    return y
+
+
+def the_rest_is_read_before_and_after(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    before = y[:, 2:] * 2
+    y[:, :2] = y[:, 2:] + 1
+    return y * before.repeat(1, 2, 1, 1)
+
+
+def through_transposes(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y.transpose(1, 2).permute(0, 2, 3, 1)[:, 0].relu_()
+    return y
+
+
+def the_part_is_read_too(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    part = y[:, 0]
+    part += 1
+    return y * part[:, None]
+
+
+def one_part_after_the_other(self: Any, x: Tensor) -> Tensor:
+    y = torch.zeros_like(self.conv(x))
+    for channel in range(4):
+        y[:, channel] = x[:, channel % 3, 1:-1, 1:-1] * (channel + 1)
+    y[:, :, 3] = 0
+    return y
+
+
+def broadcast(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y[:, 1:3] = x[:, :1, 1:-1, 1:-1]
+    return y
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        base_read_later,
+        base_of_a_base_read_later,
+        a_part_is_assigned,
+        a_stretch_is_changed,
+        the_rest_is_read_before_and_after,
+        through_transposes,
+        the_part_is_read_too,
+        one_part_after_the_other,
+        broadcast,
+    ],
+)
+def test_what_is_written_to_a_part_is_seen_in_the_whole(body: Body) -> None:
+    network = small(body, conv=nn.Conv2d(3, 4, 3))
+    module = capture(network, images(1))
+    functionalize(module)
+    assert not [op for op in ops(module) if op.split(".")[1].endswith("_")]
+    assert_same_values(module, network)
+
+
+def every_second_row(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y[:, :, ::2].relu_()
+    return y
+
+
+def the_whole_is_read_through_another_view(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    flat = y.flatten(1)
+    y[:, 1].relu_()
+    return flat
+
+
 # --- Refusals ---
 
 
@@ -148,12 +241,6 @@ def view_read_later(self: Any, x: Tensor) -> Tensor:
     return flat
 
 
-def base_read_later(self: Any, x: Tensor) -> Tensor:
-    y = self.conv(x)
-    y.flatten(2).relu_()
-    return y
-
-
 def view_of_a_view_read_later(self: Any, x: Tensor) -> Tensor:
     y = self.conv(x)
     flat = y.flatten(2).flatten(1)
@@ -161,23 +248,11 @@ def view_of_a_view_read_later(self: Any, x: Tensor) -> Tensor:
     return flat
 
 
-def base_of_a_base_read_later(self: Any, x: Tensor) -> Tensor:
-    y = self.conv(x)
-    y.flatten(2).flatten(1).relu_()
-    return y
-
-
 def another_view_read_later(self: Any, x: Tensor) -> Tensor:
     y = self.conv(x)
     one, two = y.flatten(2), y.flatten(2)
     one.relu_()
     return two
-
-
-def a_part_is_assigned(self: Any, x: Tensor) -> Tensor:
-    y = self.conv(x)
-    y[:, 0] = 0.5
-    return y
 
 
 def one_of_several_views(self: Any, x: Tensor) -> Tensor:
@@ -200,11 +275,10 @@ def second_write(self: Any, x: Tensor) -> Tensor:
     "body",
     [
         view_read_later,
-        base_read_later,
         view_of_a_view_read_later,
-        base_of_a_base_read_later,
         another_view_read_later,
-        a_part_is_assigned,
+        every_second_row,
+        the_whole_is_read_through_another_view,
         one_of_several_views,
         second_write,
     ],

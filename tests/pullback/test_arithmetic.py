@@ -110,6 +110,9 @@ def test_arithmetic_with_integers(body: Body) -> None:
         pytest.param(lambda x: (x * x + 1).reciprocal(), id="reciprocal"),
         pytest.param(lambda x: (x * x + 1).reciprocal_(), id="reciprocal in place"),
         pytest.param(lambda x: x / x, id="x / x"),
+        pytest.param(lambda x: x * (x > 0), id="x * (x > 0)"),
+        pytest.param(lambda x: x * (x > x.mean(1, keepdim=True)).float(), id="a mask of numbers"),
+        pytest.param(lambda x: x * x.argmax(1, keepdim=True), id="mul by a place"),
     ],
 )
 def test_products_and_quotients(body: Body) -> None:

@@ -54,6 +54,17 @@ def test_hardsigmoid() -> None:
         ),
         pytest.param(lambda x: torch.maximum(x, x.flip(1) * x), id="maximum"),
         pytest.param(lambda x: torch.minimum(x, x.flip(1)[:, :1]), id="minimum"),
+        pytest.param(lambda x: torch.where(x > x.flip(1), x * x, 0.0), id="by > of two tensors"),
+        pytest.param(
+            lambda x: torch.where(x >= x.mean(1, keepdim=True), x * x, 0.0), id="by >= of two tensors"
+        ),
+        pytest.param(lambda x: torch.where(x < x.flip(1), x * x, 0.0), id="by < of two tensors"),
+        pytest.param(
+            lambda x: torch.where(x <= x.mean(1, keepdim=True), x * x, 0.0), id="by <= of two tensors"
+        ),
+        pytest.param(lambda x: torch.where((x < -1) | (x > 1), x * x, x), id="by or"),
+        pytest.param(lambda x: torch.where(~((x > -1) & (x < 1)), x * x, x), id="by not, and"),
+        pytest.param(lambda x: torch.where(x.relu() != 0, x * x, x), id="by !="),
     ],
 )
 def test_selection(selection: Callable[[Tensor], Tensor]) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from rule_checks import Op, check_jacobians, check_ordinary, numbers, randomized
+from rule_checks import Op, check_jacobians, check_linear, check_ordinary, numbers, randomized
 from torch import Tensor, nn
+
+from sptrace.verification.eager import reference
 
 Scale = Callable[[Tensor], Tensor]
 """The diagonal of the frozen map at one picture [C, H, W]."""
@@ -112,3 +114,26 @@ def test_rms_norm(eps: float | None) -> None:
     op = Op(lambda x, w: F.rms_norm(x, [5], w, eps=eps or frozen), weight)
     check_jacobians(op, image, torch.stack([torch.diag(scale.flatten()) for scale in scales]))
     check_ordinary(op, 4, 3, 5)
+
+
+class Beside(nn.Module):
+    """What a module adds to its input."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.module(x)
+        return result
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 1)])
+def test_a_norm_of_single_numbers_is_a_constant(sizes: tuple[int, ...]) -> None:
+    network = Op(Beside(randomized(nn.LayerNorm(sizes))))
+    check_linear(network, 4, 1, 1)
+    image = numbers(2, 4, 1, 1)
+    attribution, _, _ = reference(
+        network, image, torch.tensor([0, 3]), rules={"layer_norm": ("frozen", None)}
+    )
+    assert attribution.flatten(1).tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]

@@ -222,3 +222,16 @@ def test_ops_along_the_batch_are_refused(body: Body, op: str) -> None:
         UnsupportedError, match=rf"aten\.{op} has no pullback here: .* the others of its batch"
     ):
         compile_pullback(Op(body), torch.zeros(2, 3, 4, 5))
+
+
+def assigned(x: Tensor) -> Tensor:
+    y = x * 2
+    y[:, 1, 2:] = x[:, 0, :2] * 3
+    y[:, :, :, 1] = 4
+    y[:, 0, 0].fill_(5)
+    y[:, 2] += x[:, 1]
+    return y
+
+
+def test_parts_that_are_overwritten() -> None:
+    check_linear(Op(assigned), 3, 4, 5)
