@@ -28,7 +28,7 @@ def lift_parameters(module: fx.GraphModule, names: Mapping[str, str]) -> dict[st
             with module.graph.inserting_after(last):
                 last = inputs[name] = module.graph.placeholder(f"parameter_{len(inputs)}")
             last.meta = dict(node.meta)
-            lifted[last.name] = node.target
+            lifted[str(last.target)] = node.target
         node.replace_all_uses_with(inputs[name])
         module.graph.erase_node(node)
     return lifted

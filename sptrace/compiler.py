@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
@@ -17,9 +17,8 @@ from sptrace import capture, layers
 from sptrace.artifact import METADATA_KEY, Description, Preprocessing
 from sptrace.assemble import assemble
 from sptrace.composition import compose
-from sptrace.emission import emit
+from sptrace.emission import emit, saving
 from sptrace.errors import SptraceError
-from sptrace.files import replacing
 from sptrace.models.network import Network
 from sptrace.neuron import Neuron
 from sptrace.programs import program_kind
@@ -41,21 +40,31 @@ class Program:
             [N] (-1: the predicted class) or direction float32 [N, units]. Outputs: attribution, of the image's shape,
             logits [N, classes], with a layer activation [N, units], of an ascent image_out.
         description: what the artifact will say about itself.
-        onnx_model: the artifact, as `save` writes it.
+        model: the artifact.
     """
 
     module: fx.GraphModule
     description: Description
-    onnx_model: bytes
+    model: ir.Model
+
+    @property
+    def onnx_model(self) -> bytes:
+        """The file that `save` writes.
+
+        Raises:
+            SptraceError: its weights exceed what one file holds.
+        """
+        return saving.to_bytes(self.model)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the artifact, one ONNX file. It appears under its name only when it is whole.
 
+        Weights of more than 1.9 GB, the limit of the format, go to a second file beside it, PATH.data.
+
         Raises:
             SptraceError: the file cannot be written.
         """
-        with replacing(path) as temporary:
-            temporary.write_bytes(self.onnx_model)
+        saving.save(self.model, path)
 
 
 def compile(
@@ -159,17 +168,13 @@ def compile_network(
         )
     progress("writing ONNX")
     module = compose(program, assembled, settings)
-    proto = emit(module, network.name)
+    model = emit(module, network.name)
     progress("verifying")
     hard = any(gate.rule in ("hard", "guided") for gate in assembled.gates)
     eager_settings = kind.for_verification(settings, hard)
-    verification = verify(
-        proto.SerializeToString(),
-        module,
-        Eager(program, eager_settings, network.module, preprocessing, softening, pictures),
-        example,
-        hard,
-    )
+    eager = Eager(program, eager_settings, network.module, preprocessing, softening, pictures)
+    with saving.loadable(model) as given:
+        verification = verify(given, module, eager, example, hard)
     description = Description(
         version=__version__,
         program=program,
@@ -185,7 +190,8 @@ def compile_network(
         labels=network.labels,
         verification=verification,
     )
-    return Program(module, description, _described(proto, description))
+    model.metadata_props[METADATA_KEY] = description.to_json()
+    return Program(module, description, model)
 
 
 def example_image(preprocessing: Preprocessing) -> Tensor:
@@ -232,12 +238,6 @@ def _calibration(given: Tensor | None, example: Tensor, softening: Softening) ->
             'use a softening like Softening(tau={"relu": "0.6std"}, scale="calibration")'
         )
     return None
-
-
-def _described(proto: onnx.ModelProto, description: Description) -> bytes:
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, description.to_json()
-    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def _range(input_range: object) -> tuple[float, float]:

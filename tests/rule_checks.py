@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from sptrace import passes
 from sptrace.capture import capture
 from sptrace.emission import emit
+from sptrace.emission.saving import to_bytes
 from sptrace.graph import placeholder, static_shape, without_data
 from sptrace.pullback import pull_back
 from sptrace.softening import Softening
@@ -186,7 +187,7 @@ def check_ordinary(op: nn.Module, *sizes: int, image: Tensor | None = None) -> N
 def _session(module: fx.GraphModule) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(emit(module, "op").SerializeToString(), options)
+    return onnxruntime.InferenceSession(to_bytes(emit(module, "op")), options)
 
 
 def _float64(op: nn.Module) -> nn.Module:

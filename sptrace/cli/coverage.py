@@ -138,6 +138,7 @@ def _measure(source: str, name: str, program: str, threads: int) -> dict[str, st
 
     from sptrace.artifact import Preprocessing
     from sptrace.compiler import compile, example_image
+    from sptrace.emission import saving
     from sptrace.models.untrained import build
 
     torch.set_num_threads(threads)
@@ -157,7 +158,7 @@ def _measure(source: str, name: str, program: str, threads: int) -> dict[str, st
         "error": f"{error:.1e}",
         "seconds": f"{seconds:.1f}",
         "nodes": str(len(compiled.module.graph.nodes)),
-        "megabytes": f"{len(compiled.onnx_model) / 1e6:.1f}",
+        "megabytes": f"{saving.weights_size(compiled.model) / 1e6:.1f}",
     }
 
 

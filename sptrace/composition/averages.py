@@ -47,7 +47,7 @@ def integrated(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphMod
         return composer.call(aten.add.Tensor, way, base)
 
     composer, image, total, answers = _mean(assembled, between, settings, "baseline")
-    base = next(node for node in composer.graph.nodes if node.name == "baseline")
+    base = next(node for node in composer.graph.nodes if node.target == "baseline")
     distance = composer.call(aten.sub.Tensor, image, base)
     return composer.outputs(attribution=composer.call(aten.mul.Tensor, distance, total), **answers)
 

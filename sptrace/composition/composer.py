@@ -112,10 +112,10 @@ class Composer(GraphBuilder):
         Constants are shared.
         """
         copied: dict[fx.Node, fx.Node] = {}
-        given = {"image": image, self._neuron.name: chosen, **parameters}
+        given = {"image": image, self._neuron.target: chosen, **parameters}
         for node in self.pullback.graph.nodes:
             if node.op == "placeholder":
-                copied[node] = given[node.name]
+                copied[node] = given[node.target]
             elif node.op != "output":
                 if node.op == "get_attr":
                     self._share(str(node.target))
@@ -132,7 +132,7 @@ class Composer(GraphBuilder):
     @property
     def _neuron(self) -> fx.Node:
         """The pullback's second input."""
-        _, second = (node for node in self.pullback.graph.nodes if node.op == "placeholder")
+        _, second, *_ = (node for node in self.pullback.graph.nodes if node.op == "placeholder")
         assert isinstance(second, fx.Node)
         return second
 

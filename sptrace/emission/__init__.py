@@ -5,7 +5,6 @@ A table of emitters, grouped by family, and the walk that applies them.
 
 from __future__ import annotations
 
-import onnx
 import onnx_ir as ir
 from torch import fx
 
@@ -16,18 +15,15 @@ from sptrace.emission import (
     gates,
     generation,
     normalisation,
+    saving,
     shape,
 )
 from sptrace.emission.builder import EMITTERS, IR_VERSION
 from sptrace.emission.walk import write
-from sptrace.errors import UnsupportedError
 from sptrace.version import __version__
 
-LARGEST = 2**31 - 2**26
-"""Bytes of weights. A protobuf message ends at 2 GiB; 64 MiB are left for the nodes."""
 
-
-def emit(module: fx.GraphModule, name: str) -> onnx.ModelProto:
+def emit(module: fx.GraphModule, name: str) -> ir.Model:
     """Write an assembled program as an ONNX model, and let the ONNX checker pass it.
 
     Arguments:
@@ -35,22 +31,13 @@ def emit(module: fx.GraphModule, name: str) -> onnx.ModelProto:
         name: the graph's name in the file.
 
     Raises:
-        UnsupportedError: the graph contains an op that has no emitter, or its weights do not fit into a file.
+        UnsupportedError: the graph contains an op that has no emitter.
     """
     output = next(node for node in module.graph.nodes if node.op == "output")
     graph = write(module, name, output.meta["names"])
-    size = sum(
-        given.const_value.nbytes for given in graph.initializers.values() if given.const_value is not None
-    )
-    if size > LARGEST:
-        raise UnsupportedError(
-            f"the weights take {size / 1e9:.1f} GB, and one ONNX file holds {LARGEST / 1e9:.1f} GB, the limit of its "
-            "format: compile a smaller network"
-        )
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="sptrace", producer_version=__version__)
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
+    saving.check(model)
+    return model
 
 
 __all__ = [
@@ -62,5 +49,6 @@ __all__ = [
     "gates",
     "generation",
     "normalisation",
+    "saving",
     "shape",
 ]

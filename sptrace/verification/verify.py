@@ -38,7 +38,7 @@ SPREAD = 4.0
 
 
 def verify(
-    onnx_model: bytes, module: torch.fx.GraphModule, eager: Eager, example: Tensor, hard: bool
+    onnx_model: bytes | str, module: torch.fx.GraphModule, eager: Eager, example: Tensor, hard: bool
 ) -> Verification:
     """Run the program on the example and on a second batch size, in onnxruntime, torch.fx and eager PyTorch.
 
@@ -48,7 +48,7 @@ def verify(
     doubt explain (see `JITTER`).
 
     Arguments:
-        onnx_model: the serialized ONNX file.
+        onnx_model: the serialized ONNX file, or its path.
         module: the torch.fx program that it was written from.
         eager: the same program, independently.
         example: float32 [N, 3, H, W] in the input's range; the second batch has one sample more, the first one

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from sptrace.composition.noise import normal
 from sptrace.emission import emit
+from sptrace.emission.saving import to_bytes
 from sptrace.graph import BATCHES, GraphBuilder
 from sptrace.verification.eager_programs import normal as normal_in_numpy
 
@@ -32,7 +33,7 @@ def program(seed: int) -> fx.GraphModule:
 @pytest.mark.parametrize("seed", [0, 2**31 - 2])
 def test_onnxruntime_torch_and_numpy_agree(seed: int) -> None:
     module = program(seed)
-    session = onnxruntime.InferenceSession(emit(module, "noise").SerializeToString())
+    session = onnxruntime.InferenceSession(to_bytes(emit(module, "noise")))
     for draw in (0, 1, 49):
         (noise,) = session.run(None, {"draw": np.array(draw)})
         np.testing.assert_allclose(noise, module(torch.tensor(draw))[0].numpy(), atol=1e-5)

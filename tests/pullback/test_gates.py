@@ -12,6 +12,7 @@ from rule_checks import Op, compile_pullback, numbers
 from torch import nn
 
 from sptrace.emission import emit
+from sptrace.emission.saving import to_bytes
 from sptrace.softening import RULES, Softening
 
 
@@ -49,7 +50,7 @@ def test_guided_relu() -> None:
     pairs = zip(cotangent.flatten().tolist(), image.flatten().tolist(), strict=True)
     expected = np.array([max(v, 0.0) if z > 0 else 0.0 for v, z in pairs], np.float32)
     module = compile_pullback(Op(F.relu), image, soft("relu", "guided"))
-    session = onnxruntime.InferenceSession(emit(module, "guided").SerializeToString())
+    session = onnxruntime.InferenceSession(to_bytes(emit(module, "guided")))
     feeds = {"image": image.numpy(), "cotangent": cotangent.numpy()}
     for attribution in (module(image, cotangent)[0].numpy(), session.run(["attribution"], feeds)[0]):
         np.testing.assert_array_equal(attribution.ravel(), expected)

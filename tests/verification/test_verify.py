@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import numpy_helper
@@ -32,10 +33,10 @@ def emit_corrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Corrupt], None]
     """Let the emitter write a file in which something is wrong."""
 
     def install(corrupt: Corrupt) -> None:
-        def emit(*arguments: Any) -> onnx.ModelProto:
-            proto = right(*arguments)
+        def emit(*arguments: Any) -> ir.Model:
+            proto = ir.to_proto(right(*arguments))
             corrupt(proto)
-            return proto
+            return ir.from_proto(proto)
 
         right = compiler.emit
         monkeypatch.setattr(compiler, "emit", emit)
