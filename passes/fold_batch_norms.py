@@ -30,7 +30,7 @@ def fold_batch_norms(module: fx.GraphModule) -> int:
     norms = [node for node in module.graph.nodes if node.target == aten.batch_norm.default]
     for norm in norms:
         if any(isinstance(given, fx.Node) and given.op != "get_attr" for given in norm.args[1:3]):
-            _apply_varying(builder, norm)
+            _apply_varying(builder, norm, *norm.args)
             continue
         scale, shift = _affine(module, norm, *norm.args)
         source = norm.args[0]
@@ -78,10 +78,16 @@ def _affine(
     return scale, shift
 
 
-def _apply_varying(builder: GraphBuilder, norm: fx.Node) -> None:
+def _apply_varying(
+    builder: GraphBuilder,
+    norm: fx.Node,
+    source: fx.Node,
+    weight: fx.Node | None,
+    bias: fx.Node | None,
+    *statistics: Any,
+) -> None:
     """(x - mean) / sqrt(variance + eps), times weight, plus bias: weight or bias are computed by the graph."""
-    source, weight, bias, *rest = norm.args
-    scale, shift = _affine(builder.module, norm, source, None, None, *rest)
+    scale, shift = _affine(builder.module, norm, source, None, None, *statistics)
     sizes = [1, -1] + [1] * (value(norm).ndim - 2)
     path = norm.meta["path"] or norm.name
     with builder.replacing(norm):

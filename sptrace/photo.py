@@ -138,7 +138,7 @@ def restore(image: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray
     """
     low, high = preprocessing.input_range
     pixels = (image.transpose(0, 2, 3, 1) - low) * (255 / (high - low))
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(pixels), 0, 255), dtype=np.uint8)
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

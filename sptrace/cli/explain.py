@@ -141,7 +141,7 @@ def _explain(
     if len(others) == 0:
         return first
     rest = explainer.explain(image.repeat(len(others), axis=0), others, **settings)
-    joined = {
+    joined: dict[str, Any] = {
         item.name: np.concatenate([getattr(first, item.name), getattr(rest, item.name)])
         for item in fields(Explanation)
         if item.name != "labels" and getattr(first, item.name) is not None

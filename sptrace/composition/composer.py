@@ -112,7 +112,7 @@ class Composer(GraphBuilder):
         Constants are shared.
         """
         copied: dict[fx.Node, fx.Node] = {}
-        given = {"image": image, self._neuron.target: chosen, **parameters}
+        given: dict[Any, fx.Node] = {"image": image, self._neuron.target: chosen, **parameters}
         for node in self.pullback.graph.nodes:
             if node.op == "placeholder":
                 copied[node] = given[node.target]
