@@ -104,7 +104,7 @@ def noisy_weights(network: nn.Module, draw: int, sigma: float, seed: int) -> nn.
     with torch.no_grad():
         for name, parameter in copied.named_parameters():
             own = (seed + zlib.crc32(name.encode())) % (2**31 - 1)
-            parameter *= 1 + sigma * torch.from_numpy(normal(draw, tuple(parameter.shape), own))
+            parameter.mul_(1 + sigma * torch.from_numpy(normal(draw, tuple(parameter.shape), own)))
     return copied
 
 
