@@ -1,0 +1,214 @@
+"""The reference's tables: what a rule does with the cotangent, and which torch calls are gates of which kind.
+
+Like `sptrace.verification.eager` this shares no code with the compiler. Whatever is in neither table is ordinary
+autograd.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sptrace.errors import UnsupportedError
+from sptrace.verification import eager_gates
+
+Rule = tuple[str, float | tuple[float] | None]
+"""A rule's name and its temperature: a number, (factor,) for one relative to the gate's input, or None."""
+
+Rules = Mapping[str, Rule] | Callable[[str], Mapping[str, Rule]]
+Pullback = Callable[[Tensor], Tensor]
+
+
+def check(rules: Mapping[str, Rule]) -> None:
+    """Raise ValueError if a rule is unknown or lacks its temperature."""
+    for kind, (rule, temperature) in rules.items():
+        known = ["hard", *RULES.get(kind, ())]
+        if kind not in RULES or rule not in known:
+            raise ValueError(
+                f"no rule {rule!r} for {kind!r}; kinds: {', '.join(RULES)}; rules: {', '.join(known)}"
+            )
+        softens = RULES[kind].get(rule) is not None
+        heated = softens and kind not in _WITHOUT_TEMPERATURE and rule != "guided"
+        number = temperature[0] if isinstance(temperature, tuple) else temperature
+        if heated and (number is None or number <= 0):
+            raise ValueError(f"rule {rule!r} for {kind!r} needs a temperature above 0, not {temperature}")
+
+
+def _phi(t: Tensor) -> Tensor:
+    """Return the standard normal CDF."""
+    return (1 + torch.erf(t / math.sqrt(2))) / 2
+
+
+def _phi_tanh(t: Tensor) -> Tensor:
+    """Return the standard normal CDF as GELU's tanh form approximates it."""
+    return (1 + torch.tanh(math.sqrt(2 / math.pi) * (t + 0.044715 * t**3))) / 2
+
+
+def _times(gate: Callable[..., Tensor]) -> Callable[..., Pullback]:
+    """Make the rule that multiplies the cotangent by a gate."""
+
+    def rule(z: Tensor, tau: float | None, **arguments: Any) -> Pullback:
+        factor = gate(z, tau, **arguments)
+        return lambda cotangent: cotangent * factor
+
+    return rule
+
+
+def _frozen_scale(
+    z: Tensor,
+    tau: None,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float = 1e-5,
+    **_: Any,
+) -> Tensor:
+    if math.prod(normalized_shape) == 1:
+        return torch.zeros_like(z)  # a single number less its mean: a constant
+    axes = tuple(range(-len(normalized_shape), 0))
+    scale = 1 / torch.sqrt(z.var(axes, unbiased=False, keepdim=True) + eps)
+    return scale if weight is None else scale * weight
+
+
+def _softmax_pool(
+    z: Tensor,
+    tau: float | Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    **_: Any,
+) -> Pullback:
+    """Spread the cotangent over its window by softmax(window / tau); cells beyond the picture count as 0."""
+    sizes = (kernel_size, stride or kernel_size, padding, dilation)
+    kernel, stride, padding, dilation = (
+        (size, size) if isinstance(size, int) else (size[0], size[-1]) for size in sizes
+    )
+    overhang = []
+    for size, k, s, p, d in zip(z.shape[-2:], kernel, stride, padding, dilation, strict=True):
+        reach = d * (k - 1) + 1
+        windows = (size + 2 * p - reach + (s - 1 if ceil_mode else 0)) // s + 1
+        if ceil_mode and (windows - 1) * s >= size + p:
+            windows -= 1  # PyTorch drops a last window that would start in the right padding
+        overhang.append(max(0, (windows - 1) * s + reach - size - 2 * p))
+    (top, left), (height, width) = padding, z.shape[-2:]
+    # One channel at a time: whatever stands before the last two axes is a batch.
+    canvas = F.pad(
+        (z / tau).reshape(-1, 1, height, width), (left, left + overhang[1], top, top + overhang[0])
+    )
+    weights = torch.softmax(F.unfold(canvas, kernel, dilation, stride=stride), dim=1)
+
+    def pullback(cotangent: Tensor) -> Tensor:
+        spread = weights * cotangent.reshape(weights.shape[0], 1, -1)
+        picture = F.fold(spread, canvas.shape[-2:], kernel, dilation, stride=stride)
+        return picture[..., top : top + height, left : left + width].reshape(z.shape)
+
+    return pullback
+
+
+def _frozen_attention(
+    value: Tensor,
+    tau: float,
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    **_: Any,
+) -> Pullback:
+    """Freeze the attention matrix, softened: only the value carries the cotangent."""
+    if enable_gqa:
+        raise UnsupportedError(
+            "the reference cannot soften enable_gqa attention: repeat key and value instead"
+        )
+    logits = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones_like(logits, dtype=torch.bool).tril()
+    if attn_mask is not None:
+        is_bool = attn_mask.dtype == torch.bool
+        logits = logits.masked_fill(~attn_mask, -math.inf) if is_bool else logits + attn_mask
+    weights = torch.softmax(logits / tau, dim=-1)
+    return lambda cotangent: (weights.transpose(-2, -1) @ cotangent).sum_to_size(value.shape)
+
+
+# METHOD names relu, max_pool, silu, gelu, layer_norm, attention; of all others it says: write the activation
+# as y = z * m(z) and soften m. ReLU6's m is a step at 0, softened to Phi, and high / z above high. A Hardtanh
+# with low < 0 < high has m = 1 inside, high / z above, low / z below: no step, so m as it is. None: autograd.
+_WITHOUT_TEMPERATURE = ("hardtanh", "layer_norm", "group_norm", "rms_norm")
+RULES: dict[str, dict[str, Callable[..., Pullback] | None]] = {
+    "relu": {
+        "phi": _times(lambda z, tau, **_: _phi(z / tau)),
+        "sigmoid": _times(lambda z, tau, **_: torch.sigmoid(z / tau)),
+        "guided": lambda z, tau, **_: lambda cotangent: F.relu(cotangent) * (z > 0),
+    },
+    "relu6": {
+        "phi": _times(lambda z, tau, max_val=6.0, **_: _phi(z / tau) * (max_val / z.clamp(min=max_val))),
+        "relu": _times(lambda z, tau, **_: _phi(z / tau)),
+    },
+    "hardtanh": {
+        "gate": _times(
+            lambda z, tau, min_val=-1.0, max_val=1.0, **_: (
+                max_val / z.clamp(min=max_val) * (min_val / z.clamp(max=min_val))
+            )
+        ),
+    },
+    "silu": {"gate": _times(lambda z, tau, **_: torch.sigmoid(z / tau))},
+    "gelu": {
+        "gate": _times(
+            lambda z, tau, approximate="none", **_: (_phi_tanh if approximate == "tanh" else _phi)(z / tau)
+        ),
+    },
+    "max_pool": {"softmax": _softmax_pool},
+    "layer_norm": {"frozen": _times(_frozen_scale)},
+    "attention": {"value": _frozen_attention, "full": None},
+    **{
+        kind: {rule: _times(factor) for rule, factor in rules.items()}
+        for kind, rules in eager_gates.FACTORS.items()
+    },
+}
+
+
+_MAX_POOL = ("max_pool", "input kernel_size stride padding dilation ceil_mode return_indices")
+# The name of a call: the kind of its gate, and the names of the arguments that it takes by position.
+_CALLS: dict[str, tuple[str, str]] = {
+    "relu": ("relu", "input inplace"),
+    "clamp": ("clamp", "input min max"),
+    "clamp_min": ("clamp", "input min"),
+    "clip": ("clamp", "input min max"),
+    "relu6": ("relu6", "input inplace"),
+    "hardtanh": ("hardtanh", "input min_val max_val inplace"),
+    "max_pool2d": _MAX_POOL,
+    "max_pool2d_with_indices": _MAX_POOL,
+    "silu": ("silu", "input inplace"),
+    "gelu": ("gelu", "input"),
+    "layer_norm": ("layer_norm", "input normalized_shape weight bias eps cudnn_enable"),
+    "scaled_dot_product_attention": ("attention", "query key value attn_mask dropout_p is_causal"),
+    **eager_gates.CALLS,
+}
+
+
+def read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Return the kind of gate that a call is, with its arguments by name; None for any other call."""
+    name = str(getattr(func, "__name__", "")).partition(".")[0].removesuffix("_")
+    if name not in _CALLS:
+        return None
+    kind, names = _CALLS[name]
+    arguments = {**dict(zip(names.split(), args, strict=False)), **kwargs}
+    if kind == "clamp":
+        low = arguments.get("min")
+        is_relu = isinstance(low, (int, float)) and low == 0 and arguments.get("max") is None
+        return ("relu", arguments) if is_relu else None
+    if kind == "hardtanh":
+        low, high = arguments.get("min_val", -1), arguments.get("max_val", 1)
+        if low > 0 or high <= 0:
+            return None  # y = z * m(z) would need an infinite m at 0: a clamp, not a gate
+        return "relu6" if low == 0 else "hardtanh", arguments
+    if kind == "elu":
+        arguments["form"] = name
+    if name == "instance_norm" and not arguments.get("use_input_stats", True):
+        return None  # a batch norm under another name
+    return kind, arguments
