@@ -88,6 +88,15 @@ def layer_norm(
     return torch.nn.functional.layer_norm(x, normalized_shape, weight, bias, eps)
 
 
+def inverse_deviation(x: Tensor, normalized_shape: list[int], eps: float) -> Tensor:
+    """1 / sqrt(variance + eps) over the last dimensions, which stay with size 1: what a layer norm multiplies by.
+
+    No gate, but what the pullback of one needs; a file has it from the norm itself.
+    """
+    dims = list(range(-len(normalized_shape), 0))
+    return torch.rsqrt(x.var(dims, correction=0, keepdim=True) + eps)
+
+
 def group_norm(
     x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, *, rule: str, tau: None
 ) -> Tensor:

@@ -114,13 +114,21 @@ class OnnxBuilder:
 
     def op(self, op_type: str, *inputs: Input, **attributes: Any) -> ir.Value:
         """Append an ONNX node; inputs are nodes of the graph, values, or arrays (which become shared constants)."""
+        (result,) = self.outputs_of(op_type, 1, *inputs, **attributes)
+        return result
+
+    def outputs_of(self, op_type: str, count: int, *inputs: Input, **attributes: Any) -> Sequence[ir.Value]:
+        """The same for an op with several outputs."""
         assert self._current is not None
         name = self.unique(f"{_origin(self._current)}/{op_type}")
-        node = ir.node(op_type, [self._as_value(item) for item in inputs], attributes, name=name)
+        given = [self._as_value(item) for item in inputs]
+        node = ir.node(op_type, given, attributes, num_outputs=count, name=name)
         self.nodes.append(node)
-        (result,) = node.outputs
-        result.name = name
-        return result
+        first, *others = node.outputs
+        first.name = name
+        for index, result in enumerate(others, start=1):
+            result.name = self.unique(f"{name}/{index}")
+        return node.outputs
 
     def loop(self, node: fx.Node, body: ir.Graph, inputs: Sequence[Input]) -> Sequence[ir.Value]:
         """Append a Loop; inputs are the number of rounds, then the state. Returns the state after the last round."""
@@ -137,6 +145,10 @@ class OnnxBuilder:
     def value(self, node: fx.Node) -> ir.Value:
         """What was written for a node."""
         return self._values[node]
+
+    def is_bound(self, node: fx.Node) -> bool:
+        """Has something been written for a node?"""
+        return node in self._values
 
     def integers(self, numbers: Sequence[int]) -> np.ndarray[Any, Any]:
         """A one-dimensional int64 constant: a shape, axes, starts, ends."""

@@ -26,10 +26,38 @@ def layer_norm(
     eps: float,
     **gate: object,
 ) -> ir.Value:
-    """LayerNormalization, which wants a scale even where the network has none."""
+    """LayerNormalization, which wants a scale even where the network has none.
+
+    Its third output is the inverse deviation, for those pullbacks that need it.
+    """
     scale: Input = np.ones(list(normalized_shape), dtype=np.float32) if weight is None else weight
     inputs = [x, scale] if bias is None else [x, scale, bias]
-    return onnx.op("LayerNormalization", *inputs, axis=-len(normalized_shape), epsilon=eps)
+    attributes = {"axis": -len(normalized_shape), "epsilon": eps}
+    readers = [
+        user
+        for user in x.users
+        if user.target is gates.inverse_deviation and user.args == (x, list(normalized_shape), eps)
+    ]
+    if not readers:
+        return onnx.op("LayerNormalization", *inputs, **attributes)
+    result, _, inverse = onnx.outputs_of("LayerNormalization", 3, *inputs, **attributes)
+    for reader in readers:
+        onnx.bind(reader, inverse)
+    return result
+
+
+@emits(gates.inverse_deviation)
+def inverse_deviation(
+    onnx: OnnxBuilder, node: fx.Node, x: fx.Node, normalized_shape: Sequence[int], eps: float
+) -> ir.Value:
+    """An output of the norm that has these statistics, or where there is none, their definition."""
+    if onnx.is_bound(node):
+        return onnx.value(node)
+    axes = onnx.integers(range(-len(normalized_shape), 0))
+    apart = onnx.op("Sub", x, onnx.op("ReduceMean", x, axes, keepdims=1))
+    variance = onnx.op("ReduceMean", onnx.op("Mul", apart, apart), axes, keepdims=1)
+    root = onnx.op("Sqrt", onnx.op("Add", variance, onnx.operand(eps, value(x).dtype)))
+    return onnx.op("Reciprocal", root)
 
 
 @emits(gates.group_norm)

@@ -40,7 +40,12 @@ def layer_norm(
     if set(pull.sizes(x, dims)) == {1}:
         yield x, None
         return
-    yield x, _pulled(Term(pull, x), _weighted(pull, v, weight), dims, eps, rule, centred=True).node
+    weighted = _weighted(pull, v, weight)
+    if rule == "frozen":
+        scale = pull.call(gates.inverse_deviation, x, list(normalized_shape), eps)
+        yield x, (weighted * Term(pull, scale)).node
+        return
+    yield x, _pulled(Term(pull, x), weighted, dims, eps, rule, centred=True).node
 
 
 @adjoint(gates.rms_norm)
