@@ -167,9 +167,10 @@ def _torchvision(name: str) -> tuple[nn.Module, int]:
     from torchvision.models import get_model, get_model_weights
 
     auxiliary = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return get_model(name, weights=None, **auxiliary), get_model_weights(name).DEFAULT.transforms().crop_size[
-        0
-    ]
+    module = get_model(name, weights=None, **auxiliary)
+    (size,) = get_model_weights(name).DEFAULT.transforms().crop_size
+    # A vision transformer is built for one size, which need not be that of its best weights.
+    return module, int(getattr(module, "image_size", size))
 
 
 def _timm(name: str) -> tuple[nn.Module, int]:

@@ -34,6 +34,7 @@ from sptrace.passes.remove_identities import remove_identities
 from sptrace.passes.share_common_subexpressions import share_common_subexpressions
 from sptrace.passes.soften import soften
 from sptrace.passes.soften_attention import soften_attention
+from sptrace.passes.split_packed_projections import split_packed_projections
 
 Pass = Callable[[fx.GraphModule], int]
 
@@ -55,6 +56,7 @@ PREPARE: tuple[Pass, ...] = (
     canonicalize_convolutions,
     canonicalize_pools,
     fold_batch_norms,
+    split_packed_projections,
 )
 """Before softening and pullback: the forward graph in as few kinds of ops as possible."""
 
@@ -105,4 +107,5 @@ __all__ = [
     "share_common_subexpressions",
     "soften",
     "soften_attention",
+    "split_packed_projections",
 ]

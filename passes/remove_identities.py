@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx, ops
 
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder
+from sptrace.graph import GraphBuilder, shape
 
 aten = ops.aten
 
@@ -15,6 +15,9 @@ DROPOUTS = {
     aten.alpha_dropout.default,
     aten.feature_alpha_dropout.default,
 }
+LAST = 2**63 - 1
+"""What torch.export writes where a slice has no end."""
+
 COPIES = {
     aten.contiguous.default,
     aten.clone.default,
@@ -25,9 +28,9 @@ COPIES = {
 
 
 def remove_identities(module: fx.GraphModule) -> int:
-    """Remove dropout and copies; returns how many.
+    """Remove dropout, copies, and slices that take all; returns how many.
 
-    Before:  y = dropout(x, 0.2, False); z = linear(y, w)
+    Before:  y = dropout(x, 0.2, False); z = linear(slice(y, 0, 0, 9223372036854775807), w)
     After:   z = linear(x, w)
 
     A dropout that is active all the same (F.dropout without `training=`) raises UnsupportedError: the network is
@@ -42,7 +45,18 @@ def remove_identities(module: fx.GraphModule) -> int:
                 f"dropout is active ({where}), so the network answers differently every time: "
                 "call .eval() on the network, and pass training=self.training to F.dropout"
             )
-        if node.target in DROPOUTS | COPIES:
+        if node.target in DROPOUTS | COPIES or _takes_all(node):
             builder.replace(node, node.args[0])
             count += 1
     return count
+
+
+def _takes_all(node: fx.Node) -> bool:
+    """Is this a slice from the first to the last, whatever the batch?"""
+    if node.target != aten.slice.Tensor:
+        return False
+    x, *given = node.args
+    dim, start, end, step = (*given, *(0, None, None, 1)[len(given) :])
+    if start not in (None, 0) or step != 1:
+        return False
+    return end in (None, LAST) or (isinstance(end, int) and 0 < shape(x)[dim] <= end)

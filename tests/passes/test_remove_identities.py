@@ -40,6 +40,28 @@ def test_identities_are_removed(identity: Any, op: str) -> None:
     assert_same_values(module, network)
 
 
+@pytest.mark.parametrize("whole", [lambda x: x[:, :], lambda x: x[:, 0:4], lambda x: x[..., :99]])
+def test_slices_that_take_all_are_removed(whole: Any) -> None:
+    network = small(lambda self, x: torch.relu(whole(self.conv(x))), conv=nn.Conv2d(3, 4, 3))
+    module = capture(network, images(1))
+    assert ops(module)["aten.slice.Tensor"] >= 1
+    remove_identities(module)
+    assert ops(module)["aten.slice.Tensor"] == 0
+    assert_same_values(module, network)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [lambda x: x[:, 1:], lambda x: x[:, :3], lambda x: x[:, ::2], lambda x: x[:, :-1], lambda x: x[:, -4:]],
+)
+def test_other_slices_stay(part: Any) -> None:
+    network = small(lambda self, x: torch.relu(part(self.conv(x))), conv=nn.Conv2d(3, 4, 3))
+    module = capture(network, images(1))
+    remove_identities(module)
+    assert ops(module)["aten.slice.Tensor"] >= 1
+    assert_same_values(module, network)
+
+
 def test_a_constant_of_the_code_needs_no_copy() -> None:
     def body(self: Any, x: Tensor) -> Tensor:
         return self.conv(x) * torch.tensor([2.0])
