@@ -40,7 +40,7 @@ def test_identities_are_removed(identity: Any, op: str) -> None:
     assert_same_values(module, network)
 
 
-@pytest.mark.parametrize("whole", [lambda x: x[:, :], lambda x: x[:, 0:4], lambda x: x[..., :99]])
+@pytest.mark.parametrize("whole", [lambda x: x[:, :], lambda x: x[:, 0:4]])
 def test_slices_that_take_all_are_removed(whole: Any) -> None:
     network = small(lambda self, x: torch.relu(whole(self.conv(x))), conv=nn.Conv2d(3, 4, 3))
     module = capture(network, images(1))
