@@ -83,7 +83,7 @@ class Measured:
 
     Arguments:
         batch: the batch size.
-        attribution_to_module, logits_to_module: distance to the torch.fx program.
+        attribution_to_module, logits_to_module: distance to the torch.fx program, on the example's pictures.
         attribution_to_eager, logits_to_eager: distance to the eager reference; logits_out are among the logits.
         doubt: how far the eager reference moves when hard gates whose input is 0 but for rounding are thrown to either
             side, by the same measure as attributions; 0 where no gate is hard.

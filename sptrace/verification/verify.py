@@ -5,7 +5,8 @@ It is run beside the torch.fx program that it was written from, and beside the i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ norm, and single pixels by more. So the eager reference is repeated with such ga
 DOUBTS = 6
 """How often it is repeated: a gate in doubt stays on its side every time with probability 1/64."""
 
+Distance = Callable[[NDArray[np.float32], NDArray[np.float32]], float]
+
 SPREAD = 4.0
 """How many times the distance between those repetitions a program may be away from the reference."""
 
@@ -45,7 +48,8 @@ def verify(
     What is explained is what a target of -1 stands for, or a random direction; the program's run-time settings are
     those of `eager`. Errors are the largest difference, as a share of the largest value. If a gate is hard,
     attributions are measured by the L2 norm instead, as a share of the norm, and may also differ by what gates in
-    doubt explain (see `JITTER`).
+    doubt explain (see `JITTER`). The eager program is run on the example and on the further sample apart, the torch.fx
+    program on the example alone.
 
     Arguments:
         onnx_model: the serialized ONNX file, or its path.
@@ -62,49 +66,28 @@ def verify(
         VerificationError: they disagree by more than the tolerance, or something is NaN.
     """
     session = onnxruntime.InferenceSession(onnx_model, _quiet(), providers=["CPUExecutionProvider"])
-    distance = _relative_norm if hard else _relative_maximum
     settings = {item.name: eager.settings[item.name] for item in session.get_overridable_initializers()}
     (neuron,) = (item for item in session.get_inputs() if item.name in ("target", "direction"))
     names = [item.name for item in session.get_outputs()]
+    feeds: dict[str, NDArray[Any]] = {
+        name: np.array(setting, dtype=_dtype(setting)) for name, setting in settings.items()
+    }
+    parts = (example, example[:1].flip(-1))
+    explained = _chosen(neuron, len(example) + 1)
+    with torch.no_grad():
+        of_module = dict(zip(names, module(example, explained[: len(example)], **settings), strict=True))
+    references = _References(eager, "activation" in names, hard)
     measured = []
-    for images in (example, torch.cat([example, example[:1].flip(-1)])):
-        chosen = _chosen(neuron, len(images))
-        feeds: dict[str, NDArray[Any]] = {
-            name: np.array(setting, dtype=_dtype(setting)) for name, setting in settings.items()
-        }
+    for count in (1, 2):
+        images = torch.cat(parts[:count])
+        chosen = explained[: len(images)]
         feeds |= {"image": images.numpy(), neuron.name: chosen.numpy()}
         answers = dict(zip(names, session.run(names, feeds), strict=True))
-        attribution, logits = answers["attribution"], answers["logits"]
-        with torch.no_grad():
-            module_answers = dict(zip(names, module(images, chosen, **settings), strict=True))
         # What the program itself took for the largest: two equal logits are no error of the pullback.
         resolved = chosen if neuron.name == "direction" else _resolved(answers, eager.settings)
-        eager_attribution, eager_logits = (answer.numpy() for answer in eager(images, resolved))
-        logits_to_eager = _relative_maximum(logits, eager_logits)
-        if "logits_out" in answers:
-            there = eager.logits(torch.from_numpy(answers["image_out"])).numpy()
-            logits_to_eager = max(logits_to_eager, _relative_maximum(answers["logits_out"], there))
-        doubts = [eager(images, resolved, JITTER, seed)[0].numpy() for seed in range(DOUBTS if hard else 0)]
-        activations: dict[str, float] = {}
-        if "activation" in answers:
-            for other, theirs in (
-                ("module", module_answers["activation"]),
-                ("eager", eager.activation(images)),
-            ):
-                activations[f"activation_to_{other}"] = _relative_maximum(
-                    answers["activation"], theirs.numpy()
-                )
-        measured.append(
-            Measured(
-                batch=len(images),
-                attribution_to_module=distance(attribution, module_answers["attribution"].numpy()),
-                logits_to_module=_relative_maximum(logits, module_answers["logits"].numpy()),
-                attribution_to_eager=distance(attribution, eager_attribution),
-                logits_to_eager=logits_to_eager,
-                doubt=max((distance(doubt, eager_attribution) for doubt in doubts), default=0.0),
-                **activations,
-            )
-        )
+        places = [slice(0, len(example)), slice(len(example), None)][:count]
+        each = [references.of(part, resolved[place]) for part, place in zip(parts, places, strict=False)]
+        measured.append(_compare(answers, of_module, each, eager, hard))
     result = Verification(
         tolerance=program_kind(eager.program).tolerance,
         measure="norm" if hard else "maximum",
@@ -115,6 +98,78 @@ def verify(
     )
     _refuse_disagreement(result)
     return result
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What eager PyTorch answers to some pictures, by the names of the outputs.
+
+    `doubts` are its attributions with gates in doubt thrown to either side.
+    """
+
+    answers: dict[str, NDArray[np.float32]]
+    doubts: list[NDArray[np.float32]]
+
+
+class _References:
+    """References by pictures and what is explained of them: those of a batch are computed in parts, each once.
+
+    A picture's answer must not depend on its batch, and large networks take their time.
+    """
+
+    def __init__(self, eager: Eager, of_a_layer: bool, hard: bool) -> None:
+        self.eager = eager
+        self.of_a_layer = of_a_layer
+        self.seeds = range(DOUBTS if hard else 0)
+        self.known: dict[bytes, _Reference] = {}
+
+    def of(self, images: Tensor, resolved: Tensor) -> _Reference:
+        """For images, float32 [N, 3, H, W], and what is explained of them, a target or a direction."""
+        key = images.numpy().tobytes() + resolved.numpy().tobytes()
+        if key not in self.known:
+            attribution, logits = self.eager(images, resolved)
+            answers = {"attribution": attribution.numpy(), "logits": logits.numpy()}
+            if self.of_a_layer:
+                answers["activation"] = self.eager.activation(images).numpy()
+            doubts = [self.eager(images, resolved, JITTER, seed)[0].numpy() for seed in self.seeds]
+            self.known[key] = _Reference(answers, doubts)
+        return self.known[key]
+
+
+def _compare(
+    answers: Mapping[str, NDArray[np.float32]],
+    of_module: Mapping[str, Tensor],
+    each: Sequence[_Reference],
+    eager: Eager,
+    hard: bool,
+) -> Measured:
+    """The answers of the ONNX program to a batch against those of the torch.fx program and of eager PyTorch."""
+    measure = _relative_norm if hard else _relative_maximum
+
+    def to_module(name: str, measure: Distance = _relative_maximum) -> float:
+        wanted = of_module[name].numpy()
+        return measure(answers[name][: len(wanted)], wanted)
+
+    def to_eager(name: str, measure: Distance = _relative_maximum) -> float:
+        return measure(answers[name], np.concatenate([part.answers[name] for part in each]))
+
+    logits_to_eager = to_eager("logits")
+    if "logits_out" in answers:
+        there = eager.logits(torch.from_numpy(answers["image_out"])).numpy()
+        logits_to_eager = max(logits_to_eager, _relative_maximum(answers["logits_out"], there))
+    attribution = np.concatenate([part.answers["attribution"] for part in each])
+    doubts = [np.concatenate(doubt) for doubt in zip(*(part.doubts for part in each), strict=True)]
+    of_a_layer = "activation" in answers
+    return Measured(
+        batch=len(answers["logits"]),
+        attribution_to_module=to_module("attribution", measure),
+        logits_to_module=to_module("logits"),
+        attribution_to_eager=to_eager("attribution", measure),
+        logits_to_eager=logits_to_eager,
+        doubt=max((measure(doubt, attribution) for doubt in doubts), default=0.0),
+        activation_to_module=to_module("activation") if of_a_layer else None,
+        activation_to_eager=to_eager("activation") if of_a_layer else None,
+    )
 
 
 def _chosen(neuron: onnxruntime.NodeArg, pictures: int) -> Tensor:
