@@ -15,14 +15,14 @@ import torch
 from rule_checks import Op, SideBySide, compile_pullback, numbers
 from torch import Tensor, nn
 
-from sptrace import passes
+from sptrace import gates, passes
 from sptrace.artifact import Preprocessing
 from sptrace.assemble import assemble
 from sptrace.capture import capture
 from sptrace.composition import compose
 from sptrace.emission import EMITTERS, emit
 from sptrace.errors import UnsupportedError
-from sptrace.graph import Target
+from sptrace.graph import GraphBuilder, Target, without_data
 from sptrace.softening import Softening
 
 NEG: Target = torch.ops.aten.neg.default
@@ -236,3 +236,29 @@ def test_another_dtype_is_refused() -> None:
     neg = next(node for node in module.graph.nodes if node.target == NEG)
     neg.meta["values"] = tuple(tensor.double() for tensor in neg.meta["values"])
     assert re.fullmatch(r"'neg' \(.*\) is float64: use one of float32, int64, bool", refusal(module))
+
+
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_the_deviation_of_a_layer_norm(with_norm: bool) -> None:
+    """It is an output of the norm; where there is no norm of these statistics, it is computed."""
+    module = torch.fx.GraphModule(nn.Module(), torch.fx.Graph())
+    builder = GraphBuilder(module)
+    image = module.graph.placeholder("image")
+    image.meta = {"values": without_data(5, 8, dtype=torch.float32), "path": "", "adjoint": False}
+    results = {"deviation": builder.call(gates.inverse_deviation, image, [8], 1e-3)}
+    if with_norm:
+        with module.graph.inserting_after(image):
+            norm = builder.call(gates.layer_norm, image, [8], None, None, 1e-3, rule="frozen", tau=None)
+            builder.call(gates.layer_norm, image, [5, 8], None, None, 1e-3, rule="frozen", tau=None)
+        results["norm"] = norm
+    output = module.graph.output(tuple(results.values()))
+    output.meta = {"names": tuple(results)}
+    model = ir.to_proto(emit(module, "norm"))
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert (kinds["ReduceMean"] == 0) == with_norm
+    x = numbers(3, 5, 8)
+    given = onnxruntime.InferenceSession(model.SerializeToString()).run(["deviation"], {"image": x.numpy()})[
+        0
+    ]
+    wanted = 1 / np.sqrt(x.double().numpy().var(axis=-1, keepdims=True) + 1e-3)
+    np.testing.assert_allclose(given, wanted, rtol=1e-6)
