@@ -117,8 +117,13 @@ def _silu(z: fx.Node) -> tuple[str, Target, tuple[Any, ...]]:
 
 
 def _product(a: fx.Node, b: fx.Node | float) -> tuple[str, Target, tuple[Any, ...]] | None:
-    """x sigmoid(x) is a SiLU written out, x sigmoid(c x) a quick GELU. All other products gate nothing."""
+    """x sigmoid(x) is a SiLU written out, x sigmoid(c x) a quick GELU, x hardsigmoid(x) a Hardswish.
+
+    All other products gate nothing.
+    """
     for x, factor in ((a, b), (b, a)):
+        if isinstance(x, fx.Node) and _calls(factor, aten.hardsigmoid.default) and factor.args[0] is x:
+            return _hardswish(x)
         if not isinstance(x, fx.Node) or not _calls(factor, aten.sigmoid.default):
             continue
         inside = factor.args[0]

@@ -114,13 +114,13 @@ class SoftenedGates(TorchFunctionMode):
         """The result of a call that is a gate only together with a call before it."""
         gated = eager_products.self_gate(name, args)
         if gated is not None:
-            z, sharpness = gated
-            make_pullback, tau = self._rule("silu" if sharpness == 1 else "quick_gelu")
+            kind, z, sharpness = gated
+            make_pullback, tau = self._rule(kind)
             if make_pullback is None:
                 return None
             with torch.no_grad():
                 pullback = make_pullback(z.clone(), self._temperature(z, tau), sharpness=sharpness)
-                value = z * torch.sigmoid(sharpness * z)
+                value = F.hardswish(z) if kind == "hardswish" else z * torch.sigmoid(sharpness * z)
             softened: Tensor = _Softened.apply(z, lambda: value, pullback)
             in_place: Tensor = args[0]
             return in_place.copy_(softened) if func in (Tensor.mul_, Tensor.__imul__) else softened

@@ -1,4 +1,4 @@
-"""Gates that a network writes out as products: x * sigmoid(x), and softmax(logits) @ value.
+"""Gates that a network writes out as products: x * sigmoid(x), x * hardsigmoid(x), and softmax(logits) @ value.
 
 The reference sees one call at a time. So it notes on a tensor what the tensor is: a sigmoid of what, a softmax and its
 softened twin. Notes travel through rearrangements, and a product looks at those of its factors. A note is void once the
@@ -69,8 +69,8 @@ def note(
     if not args or not isinstance(args[0], Tensor) or result is args[0]:
         return
     x = args[0]
-    if name == "sigmoid":
-        _remember(result, "sigmoid", (x, x._version))
+    if name in ("sigmoid", "hardsigmoid"):
+        _remember(result, name, (x, x._version))
     elif name == "softmax" and x.requires_grad:
         with torch.no_grad():
             _remember(result, "softmax", func(x / tau, *args[1:], **kwargs))
@@ -84,22 +84,25 @@ def note(
             _remember(piece, "softmax", its_twin)
 
 
-def self_gate(name: str, args: Sequence[Any]) -> tuple[Tensor, float] | None:
-    """(x, c) if the call is x * sigmoid(c * x)."""
+def self_gate(name: str, args: Sequence[Any]) -> tuple[str, Tensor, float] | None:
+    """(kind, x, c) if the call is x * sigmoid(c * x), or x * hardsigmoid(x) with c = 1."""
     if name not in MULTIPLYING or len(args) != 2:
         return None
     for x, factor in (args, args[::-1]):
+        if not isinstance(x, Tensor):
+            continue
+        hard = _recall(factor, "hardsigmoid")
+        if hard is not None and hard[0] is x and hard[1] == x._version:
+            return "hardswish", x, 1.0
         sigmoid = _recall(factor, "sigmoid")
-        if sigmoid is None or not isinstance(x, Tensor):
+        if sigmoid is None or sigmoid[0]._version != sigmoid[1]:
             continue
-        inside, version = sigmoid
-        if inside._version != version:
-            continue
+        inside = sigmoid[0]
         if inside is x:
-            return x, 1.0
+            return "silu", x, 1.0
         multiple = _recall(inside, "multiple")
         if multiple is not None and multiple[0] is x and multiple[1] == x._version:
-            return x, multiple[2]
+            return "quick_gelu", x, multiple[2]
     return None
 
 

@@ -59,6 +59,13 @@ def test_hard_is_the_derivative(kind: str, activation: Activation, gate: Gate, t
     check_ordinary(Op(activation), image=values())
 
 
+@pytest.mark.parametrize("activation", [lambda x: x * F.hardsigmoid(x), lambda x: F.hardsigmoid(x).mul_(x)])
+def test_hardswish_written_out(activation: Activation) -> None:
+    """Its hard rule is not compared: PyTorch's own hardsigmoid divides by a float32 six, also in float64."""
+    check_gate(activation, hardsigmoid, Softening("paper"))
+    check_gate(activation, lambda z: hardsigmoid(z / 0.3), soft("hardswish", "gate", 0.3))
+
+
 def test_every_rule_is_tested_above() -> None:
     for kind in ("silu", "quick_gelu", "gelu", "hardswish", "mish", "softplus"):
         assert tuple(RULES[kind]) == ("gate", "hard")
