@@ -45,18 +45,17 @@ def remove_identities(module: fx.GraphModule) -> int:
                 f"dropout is active ({where}), so the network answers differently every time: "
                 "call .eval() on the network, and pass training=self.training to F.dropout"
             )
-        if node.target in DROPOUTS | COPIES or _takes_all(node):
+        whole = node.target == aten.slice.Tensor and _takes_all(*node.args, **node.kwargs)
+        if whole or node.target in DROPOUTS | COPIES:
             builder.replace(node, node.args[0])
             count += 1
     return count
 
 
-def _takes_all(node: fx.Node) -> bool:
-    """Is this a slice from the first to the last, whatever the batch?"""
-    if node.target != aten.slice.Tensor:
-        return False
-    x, *given = node.args
-    dim, start, end, step = (*given, *(0, None, None, 1)[len(given) :])
+def _takes_all(
+    x: fx.Node, dim: int = 0, start: int | None = None, end: int | fx.Node | None = None, step: int = 1
+) -> bool:
+    """Does slice(x, dim, start, end, step) go from the first to the last, whatever the batch?"""
     if start not in (None, 0) or step != 1:
         return False
     return end in (None, LAST) or (isinstance(end, int) and 0 < shape(x)[dim] <= end)
