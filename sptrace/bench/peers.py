@@ -1,0 +1,479 @@
+"""The method in PyTorch as one would write it by hand: a network whose gates are softened in place, under autograd.
+
+What `sptrace bench` measures artifacts against. Nothing in it is slow on purpose: gates that are modules are exchanged
+for softened modules; only where a network also calls gates as functions does it run under a mode that catches those.
+Parameters ask for no gradient, so that none is computed for weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from sptrace.artifact import Preprocessing
+from sptrace.bench import gates
+from sptrace.errors import SptraceError
+from sptrace.softening import GateRule
+from sptrace.verification import eager_gates
+from sptrace.verification.eager_programs import normal
+
+Rules = Mapping[str, GateRule]
+Softened = Callable[..., Any]
+Pull = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Answer = tuple[Tensor, Tensor]
+
+
+class Peer:
+    """A program in eager PyTorch.
+
+    Arguments:
+        network: in eval mode, on the CPU, float32 [N, 3, H, W] to logits [N, classes]. It is not changed.
+        preprocessing: its mean, std and input_range.
+        rules: rule and temperature of every kind of gate, as `Softening.gates` gives them; temperatures are numbers.
+        program: a name of `PROGRAMS`.
+        settings: all settings of the program.
+
+    Raises:
+        SptraceError: the program cannot be had in eager PyTorch.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        rules: Rules,
+        program: str = "soft_pullback",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if program not in PROGRAMS:
+            raise SptraceError(f"{program} was not written for this side: it has {', '.join(PROGRAMS)}")
+        self._program = PROGRAMS[program]
+        self._settings = dict(settings or {})
+        self._limits = preprocessing.input_range
+        functions = softened_functions(rules)
+        # What a mode catches need not be exchanged, and exchanging it would only make the mode see it twice.
+        by_mode = _calls_gates(network, functions, preprocessing.size)
+        attention = {hard: hard for hard in functions if hard is F.scaled_dot_product_attention}
+        self.network = soften(network, attention if by_mode else functions)
+        self._mode: AbstractContextManager[Any] = _SoftFunctions(functions) if by_mode else nullcontext()
+        self._scale, self._shift = _normalisation(preprocessing)
+
+    @property
+    def under_mode(self) -> bool:
+        """Does the network also call gates as functions?"""
+        return isinstance(self._mode, _SoftFunctions)
+
+    def __call__(self, image: Tensor, target: Tensor) -> Answer:
+        """Explain image, float32 [N, 3, H, W], for target, int64 [N], 0 or more: attribution and logits."""
+        return self._program(self.pull, image, target, self._settings, self._limits)
+
+    def pull(self, image: Tensor, target: Tensor) -> Answer:
+        """The pullback of the target's logit at the image, and the logits."""
+        leaf = image.detach().requires_grad_()
+        with self._mode:
+            logits: Tensor = self.network(leaf if self._scale is None else leaf * self._scale + self._shift)
+        (attribution,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), leaf)
+        return attribution, logits.detach()
+
+    def compile(self) -> None:
+        """Have torch.compile make forward and backward pass of the network into kernels, at the first call."""
+        self.network = torch.compile(self.network, fullgraph=not self.under_mode)
+
+
+def soften(network: nn.Module, functions: Mapping[Softened, Softened]) -> nn.Module:
+    """A copy of the network, in which modules that gate call the softened functions."""
+    copied = copy.deepcopy(network).requires_grad_(False)
+    for parent in list(copied.modules()):
+        for name, child in list(parent.named_children()):
+            exchange = _EXCHANGES.get(type(child))
+            if exchange is not None and exchange[0] in functions:
+                setattr(parent, name, exchange[1](child, functions[exchange[0]]))
+    exchange = _EXCHANGES.get(type(copied))
+    return exchange[1](copied, functions[exchange[0]]) if exchange and exchange[0] in functions else copied
+
+
+def _normalisation(preprocessing: Preprocessing) -> tuple[Tensor | None, Tensor | None]:
+    """((x - low) / (high - low) - mean) / std as x scale + shift, float32 [1, 3, 1, 1]."""
+    if preprocessing.mean is None or preprocessing.std is None:
+        return None, None
+    low, high = preprocessing.input_range
+    mean, std = (
+        torch.tensor(numbers, dtype=torch.float64).view(1, 3, 1, 1)
+        for numbers in (preprocessing.mean, preprocessing.std)
+    )
+    return (1 / ((high - low) * std)).float(), ((-low / (high - low) - mean) / std).float()
+
+
+# --- Softened twins of the functions that gate ---
+
+
+def softened_functions(rules: Rules) -> dict[Softened, Softened]:
+    """For every function of torch.nn.functional that gates its softened twin; those left hard are left out."""
+    makers: dict[str, Callable[[str, Any], dict[Softened, Softened]]] = {
+        "relu": _relu,
+        "relu6": _relu6,
+        "silu": lambda rule, tau: {F.silu: lambda input, inplace=False: gates.SiLU.apply(input, tau)},
+        "gelu": lambda rule, tau: {
+            F.gelu: lambda input, approximate="none": gates.GELU.apply(input, tau, approximate)
+        },
+        "hardswish": lambda rule, tau: {
+            F.hardswish: lambda input, inplace=False: gates.Hardswish.apply(input, tau)
+        },
+        "layer_norm": lambda rule, tau: {F.layer_norm: _layer_norm},
+        "max_pool": _max_pool,
+        "attention": _attention,
+        **{kind: _others(kind) for kind in _OTHERS},
+    }
+    return {
+        hard: soft
+        for kind, make in makers.items()
+        if rules[kind].rule not in ("hard", "full")
+        for hard, soft in make(rules[kind].rule, rules[kind].tau).items()
+    }
+
+
+def _relu(rule: str, tau: Any) -> dict[Softened, Softened]:
+    if rule == "guided":
+
+        def soft(input: Tensor, inplace: bool = False) -> Any:
+            return gates.GuidedReLU.apply(input)
+
+    else:
+        function = gates.SigmoidReLU if rule == "sigmoid" else gates.ReLU
+
+        def soft(input: Tensor, inplace: bool = False) -> Any:
+            return function.apply(input, tau)
+
+    return dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), soft)
+
+
+def _relu6(rule: str, tau: Any) -> dict[Softened, Softened]:
+    def soft(input: Tensor, inplace: bool = False) -> Any:
+        if rule == "relu":
+            return gates.Scaled.apply(input, F.relu6, lambda z: torch.special.ndtr(z / tau))
+        return gates.ReLU6.apply(input, tau, 6.0)
+
+    def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
+        if min_val == 0 and max_val == 6:
+            return soft(input)
+        return F.hardtanh(input, min_val, max_val)
+
+    return {F.relu6: soft, F.hardtanh: hardtanh}
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    return gates.LayerNorm.apply(input, list(normalized_shape), weight, bias, eps)
+
+
+def _max_pool(rule: str, tau: Any) -> dict[Softened, Softened]:
+    def soft(
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Any:
+        sizes = (kernel_size, stride or kernel_size, padding, dilation)
+        pairs = [(size, size) if isinstance(size, int) else tuple(size) for size in sizes]
+        return gates.MaxPool.apply(input, tau, *pairs, ceil_mode)
+
+    return {F.max_pool2d: soft, torch.max_pool2d: soft}
+
+
+def _attention(rule: str, tau: Any) -> dict[Softened, Softened]:
+    def soft(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+    ) -> Any:
+        # Detached, so that autograd does not go on into what makes the attention matrix.
+        return gates.Attention.apply(
+            query.detach(), key.detach(), value, attn_mask, tau, is_causal, scale
+        )
+
+    softened: dict[Softened, Softened] = {F.scaled_dot_product_attention: soft}
+    if tau == 1:
+        softened |= {hard: _frozen_softmax(hard) for hard in (F.softmax, torch.softmax, Tensor.softmax)}
+    return softened
+
+
+def _frozen_softmax(hard: Softened) -> Softened:
+    """Attention that is written out: at temperature 1 its matrix is the network's own, without a gradient.
+
+    A softmax over the last of three axes or more is taken for one; those of channel attention are over others.
+    """
+
+    def soft(input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        is_matrix = input.ndim > 2 and dim in (-1, input.ndim - 1)
+        return hard(input.detach() if is_matrix else input, dim, *args, **kwargs)
+
+    return soft
+
+
+_OTHERS: Mapping[str, Sequence[Softened]] = {
+    "leaky_relu": (F.leaky_relu,),
+    "elu": (F.elu,),
+    "mish": (F.mish,),
+    "softplus": (F.softplus,),
+    "group_norm": (F.group_norm,),
+    "rms_norm": (F.rms_norm,),
+}
+"""Rarer gates: their factors are the reference's."""
+
+
+def _others(kind: str) -> Callable[[str, Any], dict[Softened, Softened]]:
+    def make(rule: str, tau: Any) -> dict[Softened, Softened]:
+        return {hard: _other(hard, eager_gates.FACTORS[kind][rule], tau) for hard in _OTHERS[kind]}
+
+    return make
+
+
+def _other(hard: Softened, factor: Softened, tau: Any) -> Softened:
+    names = eager_gates.CALLS[hard.__name__][1].split()[1:]
+
+    def soft(input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        settings = dict(zip(names, args, strict=False)) | kwargs
+        settings.pop("inplace", None)
+        return gates.Scaled.apply(
+            input, lambda z: hard(z, **settings), lambda z: factor(z, tau, **settings)
+        )
+
+    return soft
+
+
+# --- Modules that call them ---
+
+
+class _Calling(nn.Module):
+    """Calls a softened function with a module's settings."""
+
+    def __init__(self, function: Softened, *settings: Any, **named: Any) -> None:
+        super().__init__()
+        self._function = function
+        self._settings = settings
+        self._named = named
+
+    def forward(self, input: Tensor) -> Any:
+        return self._function(input, *self._settings, **self._named)
+
+
+class _Normalising(nn.Module):
+    """A norm with its weights, whose forward is a softened function."""
+
+    def __init__(self, norm: Any, soft: Softened, *settings: Any) -> None:
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+        self._function, self._settings, self._eps = soft, settings, norm.eps
+
+    def forward(self, input: Tensor) -> Any:
+        return self._function(input, *self._settings, self.weight, self.bias, self._eps)
+
+
+class _MultiheadAttention(nn.Module):
+    """nn.MultiheadAttention with one width for query, key and value; gives no attention weights."""
+
+    def __init__(self, module: nn.MultiheadAttention, soft: Softened) -> None:
+        super().__init__()
+        self.weight, self.bias, self.out = module.in_proj_weight, module.in_proj_bias, module.out_proj
+        self.heads, self.batch_first, self._attention = module.num_heads, module.batch_first, soft
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, **_: Any
+    ) -> tuple[Tensor, None]:
+        if not self.batch_first:
+            query, key, value = (tokens.transpose(0, 1) for tokens in (query, key, value))
+        if query is key and key is value:
+            projected = F.linear(query, self.weight, self.bias).chunk(3, -1)
+        else:
+            biases = (None,) * 3 if self.bias is None else self.bias.chunk(3)
+            projected = tuple(
+                F.linear(tokens, weight, bias)
+                for tokens, weight, bias in zip((query, key, value), self.weight.chunk(3), biases, strict=True)
+            )
+        heads = [tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in projected]
+        mixed = self.out(self._attention(*heads).transpose(1, 2).flatten(2))
+        return (mixed if self.batch_first else mixed.transpose(0, 1)), None
+
+
+Exchange = tuple[Softened, Callable[[Any, Softened], nn.Module]]
+
+_EXCHANGES: Mapping[type[nn.Module], Exchange] = {
+    nn.ReLU: (F.relu, lambda module, soft: _Calling(soft)),
+    nn.ReLU6: (F.relu6, lambda module, soft: _Calling(soft)),
+    nn.SiLU: (F.silu, lambda module, soft: _Calling(soft)),
+    nn.Hardswish: (F.hardswish, lambda module, soft: _Calling(soft)),
+    nn.GELU: (F.gelu, lambda module, soft: _Calling(soft, approximate=module.approximate)),
+    nn.MaxPool2d: (
+        F.max_pool2d,
+        lambda module, soft: _Calling(
+            soft, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
+        ),
+    ),
+    nn.LayerNorm: (
+        F.layer_norm,
+        lambda module, soft: _Normalising(module, soft, module.normalized_shape),
+    ),
+    nn.GroupNorm: (F.group_norm, lambda module, soft: _Normalising(module, soft, module.num_groups)),
+    nn.MultiheadAttention: (F.scaled_dot_product_attention, _MultiheadAttention),
+}
+"""For a type of module the function that gates in it, and what to put in its place."""
+
+
+# --- Gates that are called as functions ---
+
+
+class _SoftFunctions(TorchFunctionMode):
+    """Calls softened twins in place of the functions that gate."""
+
+    def __init__(self, functions: Mapping[Softened, Softened]) -> None:
+        super().__init__()
+        self._functions = functions
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        return self._functions.get(func, func)(*args, **(kwargs or {}))
+
+
+class _Calls(TorchFunctionMode):
+    """Sees which functions are called, but for those that `unseen` calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: set[Softened] = set()
+        self._depth = 0
+
+    def unseen(self, func: Softened) -> Softened:
+        """The function, not seen when it is called."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._depth += 1
+            try:
+                return func(*args, **kwargs)
+            finally:
+                self._depth -= 1
+
+        return call
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if self._depth == 0:
+            self.met.add(func)
+        return func(*args, **(kwargs or {}))
+
+
+def _calls_gates(
+    network: nn.Module, functions: Mapping[Softened, Softened], size: tuple[int, int]
+) -> bool:
+    """Does the network call a gate other than by a module that can be exchanged?"""
+    calls = _Calls()
+    exchanged = soften(network, {hard: calls.unseen(hard) for hard in functions})
+    with torch.no_grad(), calls:
+        exchanged(torch.zeros(1, 3, *size))
+    return not calls.met.isdisjoint(functions)
+
+
+# --- Programs ---
+
+
+def _plain(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Any) -> Answer:
+    return pull(image, target)
+
+
+def _input_times(
+    pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Any
+) -> Answer:
+    attribution, logits = pull(image, target)
+    return image * attribution, logits
+
+
+def _double(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Any) -> Answer:
+    attribution, logits = pull(image, target)
+    return pull(image + settings["alpha"] * attribution, target)[0], logits
+
+
+def _ascent(
+    pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: tuple[float, float]
+) -> Answer:
+    """Carries x_k - x_0 beside x_k, so that the difference keeps its digits."""
+    moved, first = torch.zeros_like(image), None
+    for _ in range(settings["steps"]):
+        attribution, logits = pull(image + moved, target)
+        first = logits if first is None else first
+        length = torch.linalg.vector_norm(attribution, dim=(1, 2, 3), keepdim=True)
+        moved = moved + settings["alpha"] * attribution / length
+        if settings["epsilon"] is not None:
+            away = torch.linalg.vector_norm(moved, dim=(1, 2, 3), keepdim=True)
+            moved = moved * (settings["epsilon"] / away).clamp(max=1)
+        if settings["clamp"] == "every":
+            moved = (image + moved).clamp(*limits) - image
+    if settings["clamp"] == "last":
+        moved = (image + moved).clamp(*limits) - image
+    assert first is not None
+    return moved, first
+
+
+def _smooth(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Any) -> Answer:
+    """With the noise of the artifact, which is made before."""
+    noises = _noises(settings["samples"], tuple(image.shape[1:]), settings["seed"])
+    total = torch.zeros_like(image)
+    for noise in noises:
+        total += pull(image + settings["sigma"] * noise, target)[0]
+    return total / settings["samples"], pull(image, target)[1]
+
+
+_KEPT: dict[tuple[Any, ...], list[Tensor]] = {}
+
+
+def _noises(samples: int, shape: tuple[int, ...], seed: int) -> list[Tensor]:
+    key = (samples, shape, seed)
+    if key not in _KEPT:
+        _KEPT[key] = [torch.from_numpy(normal(draw, shape, seed)) for draw in range(samples)]
+    return _KEPT[key]
+
+
+def _integrated(
+    pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Any
+) -> Answer:
+    way, samples = image - settings["baseline"], settings["samples"]
+    total = torch.zeros_like(image)
+    for index in range(samples):
+        total += pull(settings["baseline"] + way * ((index + 0.5) / samples), target)[0]
+    return way * total / samples, pull(image, target)[1]
+
+
+PROGRAMS: Mapping[str, Callable[[Pull, Tensor, Tensor, Mapping[str, Any], Any], Answer]] = {
+    "soft_pullback": _plain,
+    "gradient": _plain,
+    "guided_backprop": _plain,
+    "input_x_pullback": _input_times,
+    "input_x_gradient": _input_times,
+    "double_pullback": _double,
+    "pullback_ascent": _ascent,
+    "gradient_ascent": _ascent,
+    "smooth_pullback": _smooth,
+    "smoothgrad": _smooth,
+    "integrated_pullback": _integrated,
+    "integrated_gradients": _integrated,
+}
+"""The programs in eager PyTorch; the others have no peer."""
