@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping
 
 import onnx
 from onnx import numpy_helper
 
 Shape = tuple[int, ...]
+
+_ARITHMETIC = {"Add": operator.add, "Mul": operator.mul}
+"""With which programs compute how often a loop runs."""
 
 
 def gflop(onnx_model: bytes, batch: int) -> float | None:
@@ -55,6 +59,8 @@ def _count(graph: onnx.GraphProto, shapes: Mapping[str, Shape], rounds: Mapping[
     rounds = {**rounds, **_numbers(graph)}
     total = 0
     for node in graph.node:
+        if node.op_type in _ARITHMETIC and all(name in rounds for name in node.input):
+            rounds[node.output[0]] = _ARITHMETIC[node.op_type](*(rounds[name] for name in node.input))
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
         if node.op_type == "Loop":
             total += rounds[node.input[0]] * _count(attributes["body"], shapes, rounds)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class Peer:
             raise SptraceError(f"{program} was not written for this side: it has {', '.join(PROGRAMS)}")
         self._program = PROGRAMS[program]
         self._settings = dict(settings or {})
-        self._limits = preprocessing.input_range
+        self.limits = preprocessing.input_range
         functions = softened_functions(rules)
         # What a mode catches need not be exchanged, and exchanging it would only make the mode see it twice.
         by_mode = _calls_gates(network, functions, preprocessing.size)
@@ -64,6 +65,7 @@ class Peer:
         self.network = soften(network, attention if by_mode else functions)
         self._mode: AbstractContextManager[Any] = _SoftFunctions(functions) if by_mode else nullcontext()
         self._scale, self._shift = _normalisation(preprocessing)
+        self._compiled: Pull | None = None
 
     @property
     def under_mode(self) -> bool:
@@ -72,19 +74,42 @@ class Peer:
 
     def __call__(self, image: Tensor, target: Tensor) -> Answer:
         """Explain image, float32 [N, 3, H, W], for target, int64 [N], 0 or more: attribution and logits."""
-        return self._program(self.pull, image, target, self._settings, self._limits)
+        return self._program(self, image, target, self._settings)
 
     def pull(self, image: Tensor, target: Tensor) -> Answer:
         """The pullback of the target's logit at the image, and the logits."""
+        if self._compiled is not None:
+            return self._compiled(image, target)
+        return self._pull(image, target)
+
+    def logits(self, image: Tensor) -> Tensor:
+        """The network's answer, float32 [N, classes], without a pullback."""
+        with torch.no_grad():
+            return self._forward(image)
+
+    def compile(self, *, whole: bool = True) -> None:
+        """Have torch.compile make kernels of it at the first call.
+
+        Arguments:
+            whole: of forward and backward pass together, as one graph, which is faster; torch calls that experimental.
+                Else of the network, whose backward pass torch then compiles by itself.
+        """
+        torch._dynamo.config.trace_autograd_ops = whole
+        if whole:
+            self._compiled = torch.compile(self._pull, fullgraph=True)
+        else:
+            self._compiled, self.network = None, torch.compile(self.network)
+
+    def _pull(self, image: Tensor, target: Tensor) -> Answer:
         leaf = image.detach().requires_grad_()
-        with self._mode:
-            logits: Tensor = self.network(leaf if self._scale is None else leaf * self._scale + self._shift)
+        logits = self._forward(leaf)
         (attribution,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), leaf)
         return attribution, logits.detach()
 
-    def compile(self) -> None:
-        """Have torch.compile make forward and backward pass of the network into kernels, at the first call."""
-        self.network = torch.compile(self.network, fullgraph=not self.under_mode)
+    def _forward(self, image: Tensor) -> Tensor:
+        with self._mode:
+            logits: Tensor = self.network(image if self._scale is None else image * self._scale + self._shift)
+        return logits
 
 
 def soften(network: nn.Module, functions: Mapping[Softened, Softened]) -> nn.Module:
@@ -131,12 +156,31 @@ def softened_functions(rules: Rules) -> dict[Softened, Softened]:
         "attention": _attention,
         **{kind: _others(kind) for kind in _OTHERS},
     }
-    return {
+    softened = {
         hard: soft
         for kind, make in makers.items()
         if rules[kind].rule not in ("hard", "full")
         for hard, soft in make(rules[kind].rule, rules[kind].tau).items()
     }
+    return softened | {op: softened[hard] for op, hard in _OPS.items() if hard in softened}
+
+
+_aten = torch.ops.aten
+_OPS: Mapping[Softened, Softened] = {
+    _aten.relu.default: F.relu,
+    _aten.relu_.default: F.relu,
+    _aten.hardtanh.default: F.hardtanh,
+    _aten.hardtanh_.default: F.hardtanh,
+    _aten.silu.default: F.silu,
+    _aten.silu_.default: F.silu,
+    _aten.gelu.default: F.gelu,
+    _aten.hardswish.default: F.hardswish,
+    _aten.hardswish_.default: F.hardswish,
+    _aten.layer_norm.default: F.layer_norm,
+    _aten.max_pool2d.default: F.max_pool2d,
+    _aten.scaled_dot_product_attention.default: F.scaled_dot_product_attention,
+}
+"""What exported graphs call, and the function that it is."""
 
 
 def _relu(rule: str, tau: Any) -> dict[Softened, Softened]:
@@ -396,73 +440,60 @@ def _calls_gates(
 # --- Programs ---
 
 
-def _plain(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Any) -> Answer:
-    return pull(image, target)
+def _plain(peer: Peer, image: Tensor, target: Tensor, settings: Mapping[str, Any]) -> Answer:
+    return peer.pull(image, target)
 
 
-def _input_times(
-    pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Any
-) -> Answer:
-    attribution, logits = pull(image, target)
+def _input_times(peer: Peer, image: Tensor, target: Tensor, settings: Mapping[str, Any]) -> Answer:
+    attribution, logits = peer.pull(image, target)
     return image * attribution, logits
 
 
-def _double(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Any) -> Answer:
-    attribution, logits = pull(image, target)
-    return pull(image + settings["alpha"] * attribution, target)[0], logits
+def _double(peer: Peer, image: Tensor, target: Tensor, settings: Mapping[str, Any]) -> Answer:
+    attribution, logits = peer.pull(image, target)
+    return peer.pull(image + settings["alpha"] * attribution, target)[0], logits
 
 
-def _ascent(
-    pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: tuple[float, float]
-) -> Answer:
-    """Carries x_k - x_0 beside x_k, so that the difference keeps its digits."""
-    moved, first = torch.zeros_like(image), None
+def _ascent(peer: Peer, image: Tensor, target: Tensor, settings: Mapping[str, Any]) -> Answer:
+    """Carries x_k - x_0, so that the difference keeps its digits."""
+    moved, answers = torch.zeros_like(image), []
     for _ in range(settings["steps"]):
-        attribution, logits = pull(image + moved, target)
-        first = logits if first is None else first
+        attribution, logits = peer.pull(image + moved, target)
+        answers.append(logits)
         length = torch.linalg.vector_norm(attribution, dim=(1, 2, 3), keepdim=True)
         moved = moved + settings["alpha"] * attribution / length
         if settings["epsilon"] is not None:
             away = torch.linalg.vector_norm(moved, dim=(1, 2, 3), keepdim=True)
             moved = moved * (settings["epsilon"] / away).clamp(max=1)
         if settings["clamp"] == "every":
-            moved = (image + moved).clamp(*limits) - image
+            moved = (image + moved).clamp(*peer.limits) - image
     if settings["clamp"] == "last":
-        moved = (image + moved).clamp(*limits) - image
-    assert first is not None
-    return moved, first
+        moved = (image + moved).clamp(*peer.limits) - image
+    return moved, answers[0]
 
 
-def _smooth(pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Any) -> Answer:
-    """With the noise of the artifact, which is made before."""
-    noises = _noises(settings["samples"], tuple(image.shape[1:]), settings["seed"])
+def _smooth(peer: Peer, image: Tensor, target: Tensor, settings: Mapping[str, Any]) -> Answer:
+    """With the noise of the artifact, which is made once."""
     total = torch.zeros_like(image)
-    for noise in noises:
-        total += pull(image + settings["sigma"] * noise, target)[0]
-    return total / settings["samples"], pull(image, target)[1]
+    for noise in _noises(settings["samples"], tuple(image.shape[1:]), settings["seed"]):
+        total += peer.pull(image + settings["sigma"] * noise, target)[0]
+    return total / settings["samples"], peer.logits(image)
 
 
-_KEPT: dict[tuple[Any, ...], list[Tensor]] = {}
-
-
+@cache
 def _noises(samples: int, shape: tuple[int, ...], seed: int) -> list[Tensor]:
-    key = (samples, shape, seed)
-    if key not in _KEPT:
-        _KEPT[key] = [torch.from_numpy(normal(draw, shape, seed)) for draw in range(samples)]
-    return _KEPT[key]
+    return [torch.from_numpy(normal(draw, shape, seed)) for draw in range(samples)]
 
 
-def _integrated(
-    pull: Pull, image: Tensor, target: Tensor, settings: Mapping[str, Any], limits: Any
-) -> Answer:
+def _integrated(peer: Peer, image: Tensor, target: Tensor, settings: Mapping[str, Any]) -> Answer:
     way, samples = image - settings["baseline"], settings["samples"]
     total = torch.zeros_like(image)
     for index in range(samples):
-        total += pull(settings["baseline"] + way * ((index + 0.5) / samples), target)[0]
-    return way * total / samples, pull(image, target)[1]
+        total += peer.pull(settings["baseline"] + way * ((index + 0.5) / samples), target)[0]
+    return way * total / samples, peer.logits(image)
 
 
-PROGRAMS: Mapping[str, Callable[[Pull, Tensor, Tensor, Mapping[str, Any], Any], Answer]] = {
+PROGRAMS: Mapping[str, Callable[[Peer, Tensor, Tensor, Mapping[str, Any]], Answer]] = {
     "soft_pullback": _plain,
     "gradient": _plain,
     "guided_backprop": _plain,

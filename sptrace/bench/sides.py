@@ -42,13 +42,19 @@ def eager(job: Job) -> Callable[[], Explain]:
 
 
 def compiled(job: Job) -> Callable[[], Explain]:
-    """The same through torch.compile."""
-    _compiler_imported(job)
+    """The same through torch.compile: forward and backward pass as one graph, or if torch cannot, the network alone."""
+    import torch._inductor.compile_fx  # imports are not part of the time to load
 
     def load() -> Explain:
         peer = _peer(job)
         peer.compile()
-        return _explaining(job, peer)
+        explain = _explaining(job, peer)
+        try:
+            explain()
+        except Exception:  # what torch.compile cannot do it says in many types
+            torch._dynamo.reset()
+            peer.compile(whole=False)
+        return explain
 
     return load
 
@@ -78,7 +84,7 @@ def aotinductor(job: Job) -> Callable[[], Explain]:
 
     def load() -> Explain:
         program = torch._inductor.aoti_load_package(str(job.package()))
-        return lambda: np.asarray(program(image, target)[0])
+        return lambda: np.asarray(program(image, target)[0].numpy())
 
     return load
 
@@ -140,11 +146,7 @@ def _explaining(job: Job, peer: Any) -> Explain:
     import torch
 
     image, target = (torch.from_numpy(array) for array in job.input())
-    return lambda: np.asarray(peer(image, target)[0])
-
-
-def _compiler_imported(job: Job) -> None:
-    import torch._inductor.compile_fx  # noqa: F401  # imports are not part of the time to load
+    return lambda: np.asarray(peer(image, target)[0].numpy())
 
 
 SIDES: Mapping[str, Callable[[Job], Callable[[], Explain]]] = {
