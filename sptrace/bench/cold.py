@@ -61,7 +61,9 @@ def measure(
         for side in sides:
             progress(f"cold start {number + 1} of {runs}: {side}")
             found[side].append(_start(side, folder, threads))
-    return [Cold(side, median(s for s, _ in pairs), median(m for _, m in pairs)) for side, pairs in found.items()]
+    return [
+        Cold(side, median(s for s, _ in pairs), median(m for _, m in pairs)) for side, pairs in found.items()
+    ]
 
 
 def _start(side: str, folder: Path, threads: int) -> tuple[float, float]:

@@ -24,7 +24,7 @@ def _phi_times(z: Tensor, tau: float, v: Tensor) -> Tensor:
     return torch.addcmul(v, opened, v).mul_(0.5)
 
 
-class ReLU(torch.autograd.Function):
+class _ReLU(torch.autograd.Function):
     """v Phi(z / tau)."""
 
     @staticmethod
@@ -34,12 +34,12 @@ class ReLU(torch.autograd.Function):
         return torch.relu(z)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
         return _phi_times(z, ctx.tau, v), None
 
 
-class SigmoidReLU(torch.autograd.Function):
+class _SigmoidReLU(torch.autograd.Function):
     """v sigma(z / tau): the method's older form."""
 
     @staticmethod
@@ -49,12 +49,12 @@ class SigmoidReLU(torch.autograd.Function):
         return torch.relu(z)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
         return torch.sigmoid(z / ctx.tau).mul_(v), None
 
 
-class GuidedReLU(torch.autograd.Function):
+class _GuidedReLU(torch.autograd.Function):
     """max(v, 0) where z > 0; the output is enough to know where."""
 
     @staticmethod
@@ -64,12 +64,12 @@ class GuidedReLU(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         return torch.relu(v).mul_(y > 0)
 
 
-class ReLU6(torch.autograd.Function):
+class _ReLU6(torch.autograd.Function):
     """v Phi(z / tau) min(1, high / max(z, high))."""
 
     @staticmethod
@@ -79,13 +79,13 @@ class ReLU6(torch.autograd.Function):
         return z.clamp(0, high)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
         (z,) = ctx.saved_tensors
         above = z.clamp(min=ctx.high).reciprocal_().mul_(ctx.high)
         return _phi_times(z, ctx.tau, v).mul_(above), None, None
 
 
-class GELU(torch.autograd.Function):
+class _GELU(torch.autograd.Function):
     """v Phi(z / tau), Phi in the form that the network itself uses."""
 
     @staticmethod
@@ -95,7 +95,7 @@ class GELU(torch.autograd.Function):
         return F.gelu(z, approximate=approximate)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
         (z,) = ctx.saved_tensors
         if ctx.approximate == "none":
             return _phi_times(z, ctx.tau, v), None, None
@@ -104,7 +104,7 @@ class GELU(torch.autograd.Function):
         return torch.addcmul(v, opened, v).mul_(0.5), None, None
 
 
-class SiLU(torch.autograd.Function):
+class _SiLU(torch.autograd.Function):
     """v sigma(z / tau)."""
 
     @staticmethod
@@ -114,12 +114,12 @@ class SiLU(torch.autograd.Function):
         return F.silu(z)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
         return torch.sigmoid(z / ctx.tau).mul_(v), None
 
 
-class Hardswish(torch.autograd.Function):
+class _Hardswish(torch.autograd.Function):
     """v clamp((z / tau + 3) / 6, 0, 1)."""
 
     @staticmethod
@@ -129,12 +129,12 @@ class Hardswish(torch.autograd.Function):
         return F.hardswish(z)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
         return F.hardsigmoid(z / ctx.tau).mul_(v), None
 
 
-class LayerNorm(torch.autograd.Function):
+class _LayerNorm(torch.autograd.Function):
     """Statistics carry no cotangent: v weight / sqrt(var + eps). Nothing of the input's size is saved."""
 
     @staticmethod
@@ -146,16 +146,16 @@ class LayerNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         scale, weight = ctx.saved_tensors
         scaled = v * scale
         return scaled if weight is None else scaled.mul_(weight), None, None, None, None
 
 
-class MaxPool(torch.autograd.Function):
+class _MaxPool(torch.autograd.Function):
     """v spread over its window by softmax(window / tau); padded cells count as 0, and drop what they get.
 
-    Written over the slices of the window: in eager PyTorch on a CPU less than half the time of unfold, softmax and fold.
+    Made with unfold, softmax and fold, one channel at a time, which eager PyTorch does faster than shifted slices.
     """
 
     @staticmethod
@@ -163,50 +163,30 @@ class MaxPool(torch.autograd.Function):
         ctx: Any, z: Tensor, tau: float, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil: bool
     ) -> Tensor:
         y = F.max_pool2d(z, kernel, stride, padding, dilation, ceil)
-        ctx.save_for_backward(z, y)
+        ctx.save_for_backward(z)
         ctx.window = tau, kernel, stride, padding, dilation
         return y
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        z, y = ctx.saved_tensors
-        tau, kernel, stride, padding, dilation = ctx.window
-        (height, width), (top, left) = z.shape[-2:], padding
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        (z,) = ctx.saved_tensors
+        tau, kernel, stride, (top, left), dilation = ctx.window
+        height, width = z.shape[-2:]
         rows, columns = (
             (count - 1) * s + d * (k - 1) + 1
-            for count, s, d, k in zip(y.shape[-2:], stride, dilation, kernel, strict=True)
+            for count, s, d, k in zip(v.shape[-2:], stride, dilation, kernel, strict=True)
         )
         # What the windows cover: it may end before the picture does, or after it.
-        beyond = (left, columns - width - left, top, rows - height - top)
+        beyond = [left, columns - width - left, top, rows - height - top]
         canvas = F.pad(z, beyond) if any(beyond) else z
-        # No less than any cell, so that no exponential overflows; and the largest is not far below, or is the padding's 0.
-        largest = y if not any(beyond) else F.max_pool2d(canvas, kernel, stride, 0, dilation)
-
-        def cells(picture: Tensor) -> list[Tensor]:
-            """The cells that stand at the same place of every window: one strided slice for each place."""
-            return [
-                picture[
-                    ...,
-                    i * dilation[0] : i * dilation[0] + (y.shape[-2] - 1) * stride[0] + 1 : stride[0],
-                    j * dilation[1] : j * dilation[1] + (y.shape[-1] - 1) * stride[1] + 1 : stride[1],
-                ]
-                for i in range(kernel[0])
-                for j in range(kernel[1])
-            ]
-
-        weights = [(cell - largest).mul_(1 / tau).exp_() for cell in cells(canvas)]
-        total = weights[0].clone()
-        for weight in weights[1:]:
-            total += weight
-        share = v / total
-        spread = torch.zeros_like(canvas)
-        for cell, weight in zip(cells(spread), weights, strict=True):
-            cell.addcmul_(weight, share)
-        inside = F.pad(spread, [-cells_ for cells_ in beyond]) if any(beyond) else spread
+        cells = F.unfold(canvas.reshape(-1, 1, rows, columns), kernel, dilation, stride=stride)
+        spread = torch.softmax(cells.mul_(1 / tau), 1).mul_(v.reshape(len(cells), 1, -1))
+        picture = F.fold(spread, (rows, columns), kernel, dilation, stride=stride).view(canvas.shape)
+        inside = F.pad(picture, [-count for count in beyond]) if any(beyond) else picture
         return inside, None, None, None, None, None, None
 
 
-class Attention(torch.autograd.Function):
+class _Attention(torch.autograd.Function):
     """The attention matrix frozen, softened to softmax(logits / tau): only the value carries the cotangent."""
 
     @staticmethod
@@ -226,7 +206,7 @@ class Attention(torch.autograd.Function):
         return F.scaled_dot_product_attention(query, key, value, mask, is_causal=is_causal, scale=scale)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         query, key, mask = ctx.saved_tensors
         logits = (query * (ctx.scale / ctx.tau)) @ key.transpose(-2, -1)
         if ctx.is_causal:
@@ -238,7 +218,7 @@ class Attention(torch.autograd.Function):
         return None, None, cotangent.sum_to_size(ctx.shape), None, None, None, None
 
 
-class Scaled(torch.autograd.Function):
+class _Scaled(torch.autograd.Function):
     """Any other gate: v times a factor that is a function of z."""
 
     @staticmethod
@@ -249,6 +229,20 @@ class Scaled(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
         (z,) = ctx.saved_tensors
         return v * ctx.factor(z), None, None
+
+
+relu: Gate = _ReLU.apply
+sigmoid_relu: Gate = _SigmoidReLU.apply
+guided_relu: Gate = _GuidedReLU.apply
+relu6: Gate = _ReLU6.apply
+gelu: Gate = _GELU.apply
+silu: Gate = _SiLU.apply
+hardswish: Gate = _Hardswish.apply
+layer_norm: Gate = _LayerNorm.apply
+max_pool: Gate = _MaxPool.apply
+attention: Gate = _Attention.apply
+scaled: Gate = _Scaled.apply
+"""The functions themselves: a gate's input, then what its class takes after it."""

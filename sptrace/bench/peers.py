@@ -35,11 +35,13 @@ class Peer:
     """A program in eager PyTorch.
 
     Arguments:
-        network: in eval mode, on the CPU, float32 [N, 3, H, W] to logits [N, classes]. It is not changed.
+        network: in eval mode, on the CPU, float32 [N, 3, H, W] to logits [N, classes]. It is changed: its gates are
+            exchanged in place.
         preprocessing: its mean, std and input_range.
         rules: rule and temperature of every kind of gate, as `Softening.gates` gives them; temperatures are numbers.
         program: a name of `PROGRAMS`.
         settings: all settings of the program.
+        by_mode: does the network also call gates as functions? None: `calls_gates` is asked.
 
     Raises:
         SptraceError: the program cannot be had in eager PyTorch.
@@ -52,6 +54,7 @@ class Peer:
         rules: Rules,
         program: str = "soft_pullback",
         settings: Mapping[str, Any] | None = None,
+        by_mode: bool | None = None,
     ) -> None:
         if program not in PROGRAMS:
             raise SptraceError(f"{program} was not written for this side: it has {', '.join(PROGRAMS)}")
@@ -60,17 +63,13 @@ class Peer:
         self.limits = preprocessing.input_range
         functions = softened_functions(rules)
         # What a mode catches need not be exchanged, and exchanging it would only make the mode see it twice.
-        by_mode = _calls_gates(network, functions, preprocessing.size)
+        if by_mode is None:
+            by_mode = calls_gates(network, rules, preprocessing.size)
         attention = {hard: hard for hard in functions if hard is F.scaled_dot_product_attention}
         self.network = soften(network, attention if by_mode else functions)
         self._mode: AbstractContextManager[Any] = _SoftFunctions(functions) if by_mode else nullcontext()
-        self._scale, self._shift = _normalisation(preprocessing)
+        self._normalisation = _normalisation(preprocessing)
         self._compiled: Pull | None = None
-
-    @property
-    def under_mode(self) -> bool:
-        """Does the network also call gates as functions?"""
-        return isinstance(self._mode, _SoftFunctions)
 
     def __call__(self, image: Tensor, target: Tensor) -> Answer:
         """Explain image, float32 [N, 3, H, W], for target, int64 [N], 0 or more: attribution and logits."""
@@ -98,7 +97,8 @@ class Peer:
         if whole:
             self._compiled = torch.compile(self._pull, fullgraph=True)
         else:
-            self._compiled, self.network = None, torch.compile(self.network)
+            self._compiled = None
+            self.network.compile()
 
     def _pull(self, image: Tensor, target: Tensor) -> Answer:
         leaf = image.detach().requires_grad_()
@@ -107,27 +107,34 @@ class Peer:
         return attribution, logits.detach()
 
     def _forward(self, image: Tensor) -> Tensor:
+        if self._normalisation is not None:
+            scale, shift = self._normalisation
+            image = image * scale + shift
         with self._mode:
-            logits: Tensor = self.network(image if self._scale is None else image * self._scale + self._shift)
+            logits: Tensor = self.network(image)
         return logits
 
 
 def soften(network: nn.Module, functions: Mapping[Softened, Softened]) -> nn.Module:
-    """A copy of the network, in which modules that gate call the softened functions."""
-    copied = copy.deepcopy(network).requires_grad_(False)
-    for parent in list(copied.modules()):
+    """The network, in which modules that gate are exchanged in place for some that call the softened functions."""
+    network.requires_grad_(False)
+    for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            exchange = _EXCHANGES.get(type(child))
-            if exchange is not None and exchange[0] in functions:
-                setattr(parent, name, exchange[1](child, functions[exchange[0]]))
-    exchange = _EXCHANGES.get(type(copied))
-    return exchange[1](copied, functions[exchange[0]]) if exchange and exchange[0] in functions else copied
+            setattr(parent, name, _exchanged(child, functions))
+    return _exchanged(network, functions)
 
 
-def _normalisation(preprocessing: Preprocessing) -> tuple[Tensor | None, Tensor | None]:
+def _exchanged(module: nn.Module, functions: Mapping[Softened, Softened]) -> nn.Module:
+    if type(module) not in _EXCHANGES:
+        return module
+    hard, exchange = _EXCHANGES[type(module)]
+    return exchange(module, functions[hard]) if hard in functions else module
+
+
+def _normalisation(preprocessing: Preprocessing) -> tuple[Tensor, Tensor] | None:
     """((x - low) / (high - low) - mean) / std as x scale + shift, float32 [1, 3, 1, 1]."""
     if preprocessing.mean is None or preprocessing.std is None:
-        return None, None
+        return None
     low, high = preprocessing.input_range
     mean, std = (
         torch.tensor(numbers, dtype=torch.float64).view(1, 3, 1, 1)
@@ -144,12 +151,12 @@ def softened_functions(rules: Rules) -> dict[Softened, Softened]:
     makers: dict[str, Callable[[str, Any], dict[Softened, Softened]]] = {
         "relu": _relu,
         "relu6": _relu6,
-        "silu": lambda rule, tau: {F.silu: lambda input, inplace=False: gates.SiLU.apply(input, tau)},
+        "silu": lambda rule, tau: {F.silu: lambda input, inplace=False: gates.silu(input, tau)},
         "gelu": lambda rule, tau: {
-            F.gelu: lambda input, approximate="none": gates.GELU.apply(input, tau, approximate)
+            F.gelu: lambda input, approximate="none": gates.gelu(input, tau, approximate)
         },
         "hardswish": lambda rule, tau: {
-            F.hardswish: lambda input, inplace=False: gates.Hardswish.apply(input, tau)
+            F.hardswish: lambda input, inplace=False: gates.hardswish(input, tau)
         },
         "layer_norm": lambda rule, tau: {F.layer_norm: _layer_norm},
         "max_pool": _max_pool,
@@ -187,13 +194,13 @@ def _relu(rule: str, tau: Any) -> dict[Softened, Softened]:
     if rule == "guided":
 
         def soft(input: Tensor, inplace: bool = False) -> Any:
-            return gates.GuidedReLU.apply(input)
+            return gates.guided_relu(input)
 
     else:
-        function = gates.SigmoidReLU if rule == "sigmoid" else gates.ReLU
+        gate = gates.sigmoid_relu if rule == "sigmoid" else gates.relu
 
         def soft(input: Tensor, inplace: bool = False) -> Any:
-            return function.apply(input, tau)
+            return gate(input, tau)
 
     return dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), soft)
 
@@ -201,8 +208,8 @@ def _relu(rule: str, tau: Any) -> dict[Softened, Softened]:
 def _relu6(rule: str, tau: Any) -> dict[Softened, Softened]:
     def soft(input: Tensor, inplace: bool = False) -> Any:
         if rule == "relu":
-            return gates.Scaled.apply(input, F.relu6, lambda z: torch.special.ndtr(z / tau))
-        return gates.ReLU6.apply(input, tau, 6.0)
+            return gates.scaled(input, F.relu6, lambda z: torch.special.ndtr(z / tau))
+        return gates.relu6(input, tau, 6.0)
 
     def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
         if min_val == 0 and max_val == 6:
@@ -219,7 +226,7 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Any:
-    return gates.LayerNorm.apply(input, list(normalized_shape), weight, bias, eps)
+    return gates.layer_norm(input, list(normalized_shape), weight, bias, eps)
 
 
 def _max_pool(rule: str, tau: Any) -> dict[Softened, Softened]:
@@ -234,7 +241,7 @@ def _max_pool(rule: str, tau: Any) -> dict[Softened, Softened]:
     ) -> Any:
         sizes = (kernel_size, stride or kernel_size, padding, dilation)
         pairs = [(size, size) if isinstance(size, int) else tuple(size) for size in sizes]
-        return gates.MaxPool.apply(input, tau, *pairs, ceil_mode)
+        return gates.max_pool(input, tau, *pairs, ceil_mode)
 
     return {F.max_pool2d: soft, torch.max_pool2d: soft}
 
@@ -250,9 +257,7 @@ def _attention(rule: str, tau: Any) -> dict[Softened, Softened]:
         scale: float | None = None,
     ) -> Any:
         # Detached, so that autograd does not go on into what makes the attention matrix.
-        return gates.Attention.apply(
-            query.detach(), key.detach(), value, attn_mask, tau, is_causal, scale
-        )
+        return gates.attention(query.detach(), key.detach(), value, attn_mask, tau, is_causal, scale)
 
     softened: dict[Softened, Softened] = {F.scaled_dot_product_attention: soft}
     if tau == 1:
@@ -297,9 +302,7 @@ def _other(hard: Softened, factor: Softened, tau: Any) -> Softened:
     def soft(input: Tensor, *args: Any, **kwargs: Any) -> Any:
         settings = dict(zip(names, args, strict=False)) | kwargs
         settings.pop("inplace", None)
-        return gates.Scaled.apply(
-            input, lambda z: hard(z, **settings), lambda z: factor(z, tau, **settings)
-        )
+        return gates.scaled(input, lambda z: hard(z, **settings), lambda z: factor(z, tau, **settings))
 
     return soft
 
@@ -351,9 +354,11 @@ class _MultiheadAttention(nn.Module):
             biases = (None,) * 3 if self.bias is None else self.bias.chunk(3)
             projected = tuple(
                 F.linear(tokens, weight, bias)
-                for tokens, weight, bias in zip((query, key, value), self.weight.chunk(3), biases, strict=True)
+                for tokens, weight, bias in zip(
+                    (query, key, value), self.weight.chunk(3), biases, strict=True
+                )
             )
-        heads = [tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in projected]
+        heads = [tokens.reshape(*tokens.shape[:2], self.heads, -1).transpose(1, 2) for tokens in projected]
         mixed = self.out(self._attention(*heads).transpose(1, 2).flatten(2))
         return (mixed if self.batch_first else mixed.transpose(0, 1)), None
 
@@ -426,12 +431,11 @@ class _Calls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _calls_gates(
-    network: nn.Module, functions: Mapping[Softened, Softened], size: tuple[int, int]
-) -> bool:
-    """Does the network call a gate other than by a module that can be exchanged?"""
+def calls_gates(network: nn.Module, rules: Rules, size: tuple[int, int]) -> bool:
+    """Does the network call a gate other than by a module that can be exchanged? It is tried, and not changed."""
+    functions = softened_functions(rules)
     calls = _Calls()
-    exchanged = soften(network, {hard: calls.unseen(hard) for hard in functions})
+    exchanged = soften(copy.deepcopy(network), {hard: calls.unseen(hard) for hard in functions})
     with torch.no_grad(), calls:
         exchanged(torch.zeros(1, 3, *size))
     return not calls.met.isdisjoint(functions)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from sptrace.artifact import Preprocessing
+from sptrace.artifact import Description, Preprocessing
 from sptrace.bench.flops import gflop
 from sptrace.bench.job import ARTIFACT, INPUT, NETWORK, Job, one_line
+from sptrace.bench.peers import calls_gates
 from sptrace.bench.timing import TOLERANCE
 from sptrace.compiler import Program, compile_network, example_image
 from sptrace.errors import SptraceError
@@ -93,18 +95,11 @@ def prepare(
     images = torch.cat([example.roll(7 * number, -1) for number in range(max(batches))])
     targets = torch.arange(len(images)) % description.classes
     np.savez(folder / INPUT, image=images.numpy(), target=targets.numpy())
-    unavailable = {}
+    unavailable: dict[str, str] = {}
     if not {"eager", "compile"}.isdisjoint(peers):
         progress("writing the network")
-        record = {
-            "network": network.module,
-            "preprocessing": network.preprocessing,
-            "rules": description.softening.gates(),
-            "program": program,
-            "settings": description.settings,
-        }
         try:
-            torch.save(record, folder / NETWORK)
+            _save(network, description, folder / NETWORK)
         except Exception as error:  # a network's own code decides how it is pickled
             reason = f"the network cannot be written to a file ({one_line(error)})"
             unavailable |= {"eager": reason, "compile": reason}
@@ -123,6 +118,27 @@ def prepare(
         tolerance=TOLERANCE + SPREAD * doubt,
         unavailable=unavailable,
     )
+
+
+def _save(network: Network, description: Description, path: Path) -> None:
+    """Write the arguments of `sptrace.bench.peers.Peer`."""
+    module, rules = network.module, description.softening.gates()
+    if isinstance(module, fx.GraphModule):
+        # As torch.export gives it, it holds functions that cannot be written.
+        graph = copy.deepcopy(module.graph)
+        for node in list(graph.nodes):
+            if node.op == "call_module" and node.name == "_guards_fn":
+                graph.erase_node(node)
+        module = fx.GraphModule(module, graph).eval()
+    record = {
+        "network": module,
+        "preprocessing": network.preprocessing,
+        "rules": rules,
+        "program": description.program,
+        "settings": description.settings,
+        "by_mode": calls_gates(module, rules, network.preprocessing.size),
+    }
+    torch.save(record, path)
 
 
 def _export(compiled: Program, folder: Path, batches: Sequence[int], images: Tensor, targets: Tensor) -> None:

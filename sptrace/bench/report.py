@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from sptrace.bench.cold import Cold
@@ -112,29 +112,43 @@ def save(report: Report, path: Path) -> None:
 
 
 def tables(report: Report) -> list[Table]:
-    """The tables for the terminal: one of all sides, one of the cold starts if there are any."""
-    height, width = report.size
-    title = f"{report.program} of {report.network} at {height} x {width}, {report.threads} threads"
-    table = Table(title=title, title_justify="left")
-    table.add_column("batch", justify="right")
-    table.add_column("side")
-    for name in ("median ms", "min - max", "ratio", "load s", "first s", "peak MB", "difference"):
+    """The tables for the terminal: one for each batch size, and one of the cold starts if there are any."""
+    found = []
+    for batch in dict.fromkeys(row.batch for row in report.rows):
+        table = _table(
+            f"batch {batch}", "median ms", "min - max", "ratio", "ready s", "peak MB", "difference"
+        )
+        for row in report.rows:
+            if row.batch == batch:
+                table.add_row(*_cells(row))
+        found.append(table)
+    if report.cold:
+        table = _table("cold start", "seconds", "peak MB")
+        for start in report.cold:
+            table.add_row(start.side, f"{start.seconds:.2f}", f"{start.peak_megabytes:.0f}")
+        found.append(table)
+    return found
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(first, box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    last = None
-    for row in report.rows:
-        if last not in (None, row.batch):
-            table.add_section()
-        last = row.batch
-        table.add_row(*_cells(row))
-    if not report.cold:
-        return [table]
-    cold = Table(title="cold start: from a new process to its first explanation", title_justify="left")
-    cold.add_column("side")
-    cold.add_column("seconds", justify="right")
-    cold.add_column("peak MB", justify="right")
-    for start in report.cold:
-        cold.add_row(start.side, f"{start.seconds:.2f}", f"{start.peak_megabytes:.0f}")
-    return [table, cold]
+    return table
+
+
+def heading(report: Report) -> str:
+    """What was measured, in one line."""
+    height, width = report.size
+    return (
+        f"{report.program} of {report.network}, {height} x {width} pixels, {in_words(report.threads, 'thread')}, "
+        f"medians of {in_words(report.rounds, 'round')}"
+    )
+
+
+def in_words(count: int, what: str) -> str:
+    """A number and what is counted."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def notes(report: Report) -> list[str]:
@@ -143,7 +157,7 @@ def notes(report: Report) -> list[str]:
     for row in report.rows:
         if row.side == OURS and row.gflop is not None and row.share_of_peak is not None:
             lines.append(
-                f"batch {row.batch}: {row.gflop:.3g} GFLOP, {row.gflops:.0f} GFLOP/s: {row.share_of_peak:.0%} of the "
+                f"batch {row.batch}: {row.gflop:.3g} GFLOP, {row.gflops:.3g} GFLOP/s: {row.share_of_peak:.0%} of the "
                 f"{report.peak_gflops[row.batch]:.0f} that a product of large float32 matrices reached meanwhile"
             )
     return lines
@@ -154,14 +168,13 @@ def _cells(row: Row) -> list[str]:
         return "-" if number is None else format(number, form)
 
     spread = "-" if row.min_ms is None else f"{row.min_ms:.1f} - {row.max_ms:.1f}"
+    ready = None if row.load_seconds is None else row.load_seconds + (row.first_seconds or 0.0)
     return [
-        str(row.batch),
         row.side,
         text(row.median_ms, ".1f"),
         spread,
         text(row.ratio, ".2f"),
-        text(row.load_seconds, ".2f"),
-        text(row.first_seconds, ".2f"),
+        text(ready, ".2f"),
         text(row.peak_megabytes, ".0f"),
         text(row.difference, ".1e"),
     ]

@@ -38,12 +38,16 @@ def ours(job: Job) -> Callable[[], Explain]:
 
 def eager(job: Job) -> Callable[[], Explain]:
     """The network under autograd with soft gates: `sptrace.bench.peers`."""
+    import sptrace.bench.peers  # noqa: F401  # imports are not part of the time to load
+
     return lambda: _explaining(job, _peer(job))
 
 
 def compiled(job: Job) -> Callable[[], Explain]:
     """The same through torch.compile: forward and backward pass as one graph, or if torch cannot, the network alone."""
-    import torch._inductor.compile_fx  # imports are not part of the time to load
+    import torch._inductor.compile_fx
+
+    import sptrace.bench.peers  # noqa: F401
 
     def load() -> Explain:
         peer = _peer(job)

@@ -182,9 +182,7 @@ def _compared(
 
 
 def _timed(row: Row, seconds: Sequence[float]) -> Row:
-    return replace(
-        row, median_ms=1e3 * median(seconds), min_ms=1e3 * min(seconds), max_ms=1e3 * max(seconds)
-    )
+    return replace(row, median_ms=1e3 * median(seconds), min_ms=1e3 * min(seconds), max_ms=1e3 * max(seconds))
 
 
 def _related(row: Row, ours: Row, peak: float) -> Row:

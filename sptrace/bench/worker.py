@@ -30,7 +30,7 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with this context
         threads = dict.fromkeys(_THREAD_VARIABLES, str(job.threads))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "sptrace.bench.worker"],

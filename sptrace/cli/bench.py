@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -51,9 +52,7 @@ def bench(
     ] = False,
     cold_start: Annotated[
         bool,
-        typer.Option(
-            "--cold", help="Also measure how long fresh processes take to their first explanation."
-        ),
+        typer.Option("--cold", help="Also measure how long fresh processes take to their first explanation."),
     ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the numbers: FILE.csv or FILE.json.")
@@ -115,7 +114,7 @@ def _network(
     return network
 
 
-def _prepare_module():  # type: ignore[no-untyped-def]
+def _prepare_module() -> ModuleType:
     """`sptrace.bench.prepare`, which imports torch."""
     try:
         from sptrace.bench import prepare
@@ -181,6 +180,7 @@ def _measure(
 
 def _show(measured: report.Report) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
+    console.print(report.heading(measured), soft_wrap=True)
     for table in report.tables(measured):
         console.print(table)
     for line in report.notes(measured):
