@@ -131,7 +131,8 @@ def tables(report: Report) -> list[Table]:
 
 
 def _table(first: str, *columns: str) -> Table:
-    table = Table(first, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     return table

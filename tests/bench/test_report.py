@@ -15,9 +15,9 @@ from sptrace.bench.timing import Row
 from sptrace.errors import SptraceError
 
 ROWS = (
-    Row(1, "sptrace", 10.0, 9.0, 12.0, 1.0, 5.0, 500.0, 0.625, 0.25, 0.05, 120.0),
-    Row(1, "eager", 25.0, 24.0, 80.0, 2.5, None, None, None, 1.0, 0.5, 900.0, 1e-6),
-    Row(1, "openvino", why="OpenVINO is not installed: pip install openvino"),
+    Row(1, "sptrace", 890.0, 689.0, 912.0, 1.0, 5.0, 500.0, 0.625, 0.25, 0.05, 120.0),
+    Row(1, "eager", 2225.0, 1024.0, 10380.0, 222.5, None, None, None, 1.0, 0.5, 900.0, 1e-6),
+    Row(1, "aotinductor", why="OpenVINO is not installed: pip install openvino"),
     Row(8, "sptrace", 70.0, 69.0, 90.0, 1.0, 40.0, 571.0, 0.7, 0.25, 0.3, 300.0),
 )
 REPORT = report.Report(
@@ -42,15 +42,17 @@ def printed() -> str:
 
 def test_the_tables_fit_a_terminal() -> None:
     lines = printed().splitlines()
-    assert any("eager" in line and "25.0" in line and "2.50" in line and "1.0e-06" in line for line in lines)
-    assert any("openvino" in line and "-" in line for line in lines)
+    assert any(
+        "eager" in line and "2225.0" in line and "222.50" in line and "1.0e-06" in line for line in lines
+    )
+    assert any("aotinductor" in line and "-" in line for line in lines)
     assert sum("batch" in line for line in lines) == 2
     assert not any("…" in line for line in lines)
     assert max(map(len, lines)) <= 80
 
 
 def test_notes() -> None:
-    assert report.notes(REPORT)[0] == "openvino, batch 1: OpenVINO is not installed: pip install openvino"
+    assert report.notes(REPORT)[0] == "aotinductor, batch 1: OpenVINO is not installed: pip install openvino"
     assert "5 GFLOP, 500 GFLOP/s: 62%" in report.notes(REPORT)[1]
     assert "2 threads" in report.heading(REPORT)
 
@@ -62,7 +64,7 @@ def test_json_holds_everything(tmp_path: Path) -> None:
     assert data["peak_gflops"] == {"1": 800.0, "8": 816.0}
     assert data["machine"]["cores"] >= 1
     assert data["rows"][1]["side"] == "eager"
-    assert data["rows"][1]["ratio"] == 2.5
+    assert data["rows"][1]["ratio"] == 222.5
     assert data["cold"][0] == {"side": "sptrace", "seconds": 0.4, "peak_megabytes": 110.0}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -75,13 +77,13 @@ def test_csv_holds_the_rows(tmp_path: Path) -> None:
     assert [row["side"] for row in rows] == [
         "sptrace",
         "eager",
-        "openvino",
+        "aotinductor",
         "sptrace",
         "sptrace, cold",
         "eager, cold",
     ]
     assert rows[1]["network"] == "timm:toy"
-    assert float(rows[1]["median_ms"]) == 25
+    assert float(rows[1]["median_ms"]) == 2225
     assert rows[2]["median_ms"] == ""
     assert "not installed" in rows[2]["why"]
     assert (rows[4]["batch"], rows[4]["first_seconds"]) == ("", "0.4")
@@ -101,5 +103,5 @@ def test_the_chart_draws_times_to_scale() -> None:
     first = np.flatnonzero(own.any(1))[0]
     ours, eager = own[first].sum(), other.sum(1).max()
     assert eager == pytest.approx(2.5 * ours, rel=0.02)
-    # The scale of each batch size is its own.
-    assert own.sum(1).max() > eager
+    # The scale of each batch size is its own: the longest bars are alike.
+    assert own.sum(1).max() == eager
