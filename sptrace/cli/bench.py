@@ -76,7 +76,9 @@ def bench(
     console = Console(stderr=True)
     with (
         TemporaryDirectory(prefix="sptrace-bench-") as folder,
-        Progress(*columns, console=console, transient=True, refresh_per_second=2) as progress,
+        Progress(
+            *columns, console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal
+        ) as progress,
     ):
         task = progress.add_task("importing torch", total=None)
         network = _network(model, weights, size, random, progress, task)
