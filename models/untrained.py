@@ -168,8 +168,8 @@ def _torchvision(name: str) -> tuple[nn.Module, int]:
 
     auxiliary = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     module = get_model(name, weights=None, **auxiliary)
-    (size,) = get_model_weights(name).DEFAULT.transforms().crop_size
-    # A vision transformer is built for one size, which need not be that of its best weights.
+    # Weights for larger pictures are fine-tuned ones. A vision transformer is built for one size.
+    size = min(weights.transforms().crop_size[0] for weights in get_model_weights(name))
     return module, int(getattr(module, "image_size", size))
 
 
