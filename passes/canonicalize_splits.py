@@ -26,16 +26,10 @@ def canonicalize_splits(module: fx.GraphModule) -> int:
 
     1. getitem(chunk(x, 3, dim), 1), and split and split_with_sizes alike  ->  slice(x, dim, start, end)
     2. getitem(unbind(x, dim), 1)                                          ->  select(x, dim, 1)
-    3. glu(x, dim)                         ->  mul(first half, sigmoid(second half)): an ordinary product, for the
-                                               factor gates another tensor than its own input
     """
     builder = GraphBuilder(module)
     count = 0
     for node in list(module.graph.nodes):
-        if node.target == aten.glu.default:
-            with builder.replacing(node):
-                builder.replace(node, _gated(builder, *node.args))
-            count += 1
         if node.target != operator.getitem or not isinstance(node.args[0], fx.Node):
             continue
         cut, index = node.args
@@ -58,11 +52,3 @@ def _piece(
     dim = (options[1] if len(options) > 1 else dim) % value(x).ndim
     start = sum(piece.shape[dim] for piece in pieces[:index])
     return builder.call(aten.slice.Tensor, x, dim, start, start + pieces[index].shape[dim])
-
-
-def _gated(builder: GraphBuilder, x: fx.Node, dim: int = -1) -> fx.Node:
-    dim %= value(x).ndim
-    half = value(x).shape[dim] // 2
-    first = builder.call(aten.slice.Tensor, x, dim, 0, half)
-    second = builder.call(aten.slice.Tensor, x, dim, half, 2 * half)
-    return builder.call(aten.mul.Tensor, first, builder.call(aten.sigmoid.default, second))

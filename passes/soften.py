@@ -152,6 +152,10 @@ def _mish(z: fx.Node) -> tuple[str, Target, tuple[Any, ...]]:
     return "mish", gates.mish, (z,)
 
 
+def _glu(x: fx.Node, dim: int = -1) -> tuple[str, Target, tuple[Any, ...]]:
+    return "glu", gates.glu, (x, dim % value(x).ndim)
+
+
 def _softplus(z: fx.Node, beta: float = 1.0, threshold: float = 20.0) -> tuple[str, Target, tuple[Any, ...]]:
     return "softplus", gates.softplus, (z, float(beta), float(threshold))
 
@@ -206,6 +210,7 @@ RECOGNISERS: dict[Target, Recogniser] = {
     aten.hardswish.default: _hardswish,
     aten.mish.default: _mish,
     aten.softplus.default: _softplus,
+    aten.glu.default: _glu,
     aten.layer_norm.default: _layer_norm,
     aten.group_norm.default: _group_norm,
     aten.rms_norm.default: _rms_norm,

@@ -74,6 +74,11 @@ def softplus(z: Tensor, beta: float, threshold: float, *, rule: str, tau: Temper
     return torch.nn.functional.softplus(z, beta, threshold)
 
 
+def glu(x: Tensor, dim: int, *, rule: str, tau: Temperature) -> Tensor:
+    """The product a * sigma(b) of the halves a and b of x."""
+    return torch.nn.functional.glu(x, dim)
+
+
 def layer_norm(
     x: Tensor,
     normalized_shape: list[int],

@@ -50,6 +50,7 @@ RULES: Mapping[str, Mapping[str, float | None]] = MappingProxyType(
         "hardswish": {"gate": 1.0, "hard": None},
         "mish": {"gate": 1.0, "hard": None},
         "softplus": {"gate": 1.0, "hard": None},
+        "glu": {"gate": 1.0, "hard": None},
         "max_pool": {"softmax": 0.3, "hard": None},
         "layer_norm": {"frozen": None, "hard": None},
         "group_norm": {"frozen": None, "hard": None},

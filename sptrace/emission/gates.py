@@ -7,7 +7,7 @@ from torch import fx
 
 from sptrace import gates
 from sptrace.emission.builder import OnnxBuilder, emits
-from sptrace.graph import value
+from sptrace.graph import static_shape, value
 
 
 @emits(gates.leaky_relu)
@@ -18,6 +18,17 @@ def leaky_relu(
     if isinstance(slope, fx.Node):
         return onnx.op("PRelu", z, slope)
     return onnx.op("LeakyRelu", z, alpha=float(slope))
+
+
+@emits(gates.glu)
+def glu(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dim: int, **gate: object) -> ir.Value:
+    """The product of one half with the Sigmoid of the other."""
+    half = static_shape(x, [dim])[0] // 2
+    first, second = (
+        onnx.op("Slice", x, *(onnx.integers([number]) for number in (start, start + half, dim)))
+        for start in (0, half)
+    )
+    return onnx.op("Mul", first, onnx.op("Sigmoid", second))
 
 
 @emits(gates.elu)

@@ -1,4 +1,4 @@
-"""Activations y = z m(z) whose m is smooth: SiLU, GELU, Hardswish, Mish; and Softplus, whose slope is.
+"""Activations y = z m(z) whose m is smooth: SiLU, GELU, Hardswish, Mish; Softplus, whose slope is; and GLU.
 
 The pullback multiplies the cotangent by the gate itself, m(z / tau), and not by the derivative m(z) + z m'(z): the
 second term says how the gate would move, and the gate is held (arXiv 2507.22832). There is no step that a temperature
@@ -12,8 +12,8 @@ import math
 from torch import fx
 
 from sptrace import gates
-from sptrace.pullback.table import Cotangents, Pull, adjoint
-from sptrace.pullback.temperature import over_temperature
+from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.pullback.temperature import inverse_temperature, over_temperature
 from sptrace.pullback.term import Term
 from sptrace.softening import Temperature
 
@@ -71,6 +71,29 @@ def mish(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau: Temp
     if rule == "hard":
         factor = factor + x * x.sigmoid() * (1 - factor * factor)
     yield z, (factor * Term(pull, v)).node
+
+
+@adjoint(gates.glu)
+def glu(
+    pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dim: int, *, rule: str, tau: Temperature
+) -> Cotangents:
+    """y = a m with x = (a, b) and m = sigma(b). `gate`: a* = v sigma(b / tau), and b, which is the gate, gets none.
+
+    That is the rule of y = z m(z) where the gate reads other numbers than those it multiplies. `hard`: b gets its
+    v a sigma'(b) too. A temperature relative to the input is one to all of x.
+    """
+    (size,) = pull.sizes(x, [dim])
+    a, b = (
+        Term(pull, pull.call(aten.slice.Tensor, x, dim, start, start + size // 2)) for start in (0, size // 2)
+    )
+    cotangent = Term(pull, v)
+    if rule == "hard":
+        gate = b.sigmoid()
+        parts = (cotangent * gate, cotangent * a * gate * (1 - gate))
+    else:
+        gate = (b * inverse_temperature(pull, x, tau)).sigmoid()
+        parts = (cotangent * gate, Term(pull, pull.call(aten.zeros_like.default, b.node)))
+    yield x, pull.call(aten.cat.default, [part.node for part in parts], dim)
 
 
 @adjoint(gates.softplus)

@@ -66,6 +66,7 @@ def reference(
             "hardswish"    "gate"
             "mish"         "gate"
             "softplus"     "gate"
+            "glu"          "gate"
             "layer_norm"   "frozen"             has no temperature
             "group_norm"   "frozen"             instance norm too; has no temperature
             "rms_norm"     "frozen"             has no temperature

@@ -98,6 +98,7 @@ CALLS: dict[str, tuple[str, str]] = {
     "hardswish": ("hardswish", "input inplace"),
     "mish": ("mish", "input inplace"),
     "softplus": ("softplus", "input beta threshold"),
+    "glu": ("glu", "input dim"),
     "group_norm": ("group_norm", "input num_groups weight bias eps"),
     "instance_norm": (
         "group_norm",

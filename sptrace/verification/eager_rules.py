@@ -109,6 +109,16 @@ def _softmax_pool(
     return pullback
 
 
+def _held_glu(x: Tensor, tau: float | Tensor, dim: int = -1, **_: Any) -> Pullback:
+    """Let the first half carry the cotangent through the gate, the second half, which is the gate, none."""
+    second = (x / tau).chunk(2, dim)[1]
+
+    def pullback(cotangent: Tensor) -> Tensor:
+        return torch.cat([cotangent * torch.sigmoid(second), torch.zeros_like(second)], dim)
+
+    return pullback
+
+
 def _frozen_attention(
     value: Tensor,
     tau: float,
@@ -165,6 +175,7 @@ RULES: dict[str, dict[str, Callable[..., Pullback] | None]] = {
     "max_pool": {"softmax": _softmax_pool},
     "layer_norm": {"frozen": _times(_frozen_scale)},
     "attention": {"value": _frozen_attention, "full": None},
+    "glu": {"gate": _held_glu},
     **{
         kind: {rule: _times(factor) for rule, factor in rules.items()}
         for kind, rules in eager_gates.FACTORS.items()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 import torch.nn.functional as F
 from gate_checks import Activation, Gate, check_gate, phi, sigma, soft, values
-from rule_checks import Op, check_ordinary
+from rule_checks import Op, check_jacobians, check_ordinary
 from torch import Tensor, nn
 
 from sptrace.softening import RULES, Softening
@@ -66,12 +67,31 @@ def test_hardswish_written_out(activation: Activation) -> None:
     check_gate(activation, lambda z: hardsigmoid(z / 0.3), soft("hardswish", "gate", 0.3))
 
 
+@pytest.mark.parametrize("dim", [1, -1])
+@pytest.mark.parametrize("tau", [None, 0.3])
+def test_glu(tau: float | None, dim: int) -> None:
+    """y = a sigma(b): a carries the cotangent through the gate, b none."""
+    image = values().reshape(2, 2, 2, 4)
+    matrices = []
+    for picture in image:
+        size = picture.numel()
+        positions = torch.arange(size).reshape(picture.shape)
+        axis = dim - 1 if dim > 0 else dim
+        first, second = (part.flatten().tolist() for part in positions.chunk(2, axis))
+        matrix = torch.zeros(size // 2, size, dtype=torch.float64)
+        for row, (a, b) in enumerate(zip(first, second, strict=True)):
+            matrix[row, a] = sigma(float(picture.flatten()[b]) / (tau or 1.0))
+        matrices.append(matrix)
+    softening = soft("glu", "gate", tau) if tau else Softening("paper")
+    check_jacobians(Op(lambda x: F.glu(x, dim)), image, torch.stack(matrices), softening=softening)
+    check_ordinary(Op(lambda x: F.glu(x, dim)), 4, 3, 2)
+
+
 def test_every_rule_is_tested_above() -> None:
-    for kind in ("silu", "quick_gelu", "gelu", "hardswish", "mish", "softplus"):
+    for kind in ("silu", "quick_gelu", "gelu", "hardswish", "mish", "softplus", "glu"):
         assert tuple(RULES[kind]) == ("gate", "hard")
 
 
 def test_a_sigmoid_of_something_else_is_no_gate() -> None:
     """Squeeze-excite: an ordinary product."""
     check_ordinary(Op(lambda x: x * x.mean((2, 3), keepdim=True).sigmoid()), 2, 3, 4)
-    check_ordinary(Op(lambda x: F.glu(x, 1)), 4, 3, 2)

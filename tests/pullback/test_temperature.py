@@ -27,6 +27,7 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "hardswish": F.hardswish,
     "mish": F.mish,
     "softplus": F.softplus,
+    "glu": lambda z: F.glu(z, 1).repeat(1, 2, 1, 1),
     "max_pool": lambda z: F.max_pool2d(z, 3, 2, 1),
 }
 
