@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from sptrace.artifact import LayerScale
+from sptrace.pullback.temperature import SMALLEST
 from sptrace.softening import Relative
 
 CHUNK = 8
@@ -22,7 +23,7 @@ def calibrate(
     """Turn every relative temperature into a fixed one: its factor times the scale of the gate's input.
 
     The scale is the standard deviation of the input over one picture, averaged over the pictures (METHOD: beyond the
-    paper). Gates whose input is the same everywhere keep the smallest normal float32 as their scale.
+    paper), but at least `SMALLEST`, as where each picture is measured.
 
     Arguments:
         module: softened; its inputs are the image, and parameters where they were lifted.
@@ -36,10 +37,7 @@ def calibrate(
     constants = [module.get_buffer(path) for path in parameters]
     for first in range(0, len(pictures), CHUNK):
         _Measure(module, totals).run(pictures[first : first + CHUNK], *constants)
-    scales = {
-        node: max(total / len(pictures), float(torch.finfo(torch.float32).tiny))
-        for node, total in totals.items()
-    }
+    scales = {node: total / len(pictures) for node, total in totals.items()}
     for node, scale in scales.items():
         node.kwargs = {**node.kwargs, "tau": node.kwargs["tau"].factor * scale}  # type: ignore[union-attr]
     module.recompile()
@@ -64,5 +62,7 @@ class _Measure(fx.Interpreter):
         if isinstance(node.kwargs.get("tau"), Relative):
             z = self.env[node.args[0]]  # type: ignore[index]
             rows = z.reshape(self.pictures, -1)
-            self.totals[node] = self.totals.get(node, 0.0) + float(rows.std(1, correction=0).sum())
+            self.totals[node] = self.totals.get(node, 0.0) + float(
+                rows.std(1, correction=0).clamp(min=SMALLEST).sum()
+            )
         return super().run_node(node)

@@ -75,6 +75,15 @@ def test_it_is_written_into_the_artifact() -> None:
     }
 
 
+def test_a_layer_that_is_the_same_everywhere() -> None:
+    network = classifier()
+    torch.nn.init.zeros_(network.stem[1].weight)
+    torch.nn.init.zeros_(network.stem[1].bias)
+    softening = Softening(tau={"relu": "0.01std"}, scale="calibration")
+    given = explain(sptrace.compile(network, images(2), softening=softening))
+    assert given.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("softening", "calibration", "message"),
     [
