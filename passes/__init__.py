@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from torch import fx
 
+from sptrace.passes.absorb_cotangent_factors import absorb_cotangent_factors
+from sptrace.passes.absorb_temperatures import absorb_temperatures
 from sptrace.passes.canonicalize_compositions import canonicalize_compositions
 from sptrace.passes.canonicalize_convolutions import canonicalize_convolutions
 from sptrace.passes.canonicalize_copies import canonicalize_copies
@@ -23,18 +25,23 @@ from sptrace.passes.canonicalize_resizing import canonicalize_resizing
 from sptrace.passes.canonicalize_shapes import canonicalize_shapes
 from sptrace.passes.canonicalize_splits import canonicalize_splits
 from sptrace.passes.canonicalize_synonyms import canonicalize_synonyms
+from sptrace.passes.drop_expansions import drop_expansions
 from sptrace.passes.expand_attention import expand_attention
 from sptrace.passes.flip_unit_stride_adjoints import flip_unit_stride_adjoints
 from sptrace.passes.fold_batch_norms import fold_batch_norms
 from sptrace.passes.fold_constants import fold_constants
+from sptrace.passes.fold_scales import fold_scales
 from sptrace.passes.functionalize import functionalize
 from sptrace.passes.lift_parameters import lift_parameters
 from sptrace.passes.remove_casts import remove_casts
 from sptrace.passes.remove_identities import remove_identities
 from sptrace.passes.share_common_subexpressions import share_common_subexpressions
+from sptrace.passes.share_gates import share_gates
+from sptrace.passes.simplify_layouts import simplify_layouts
 from sptrace.passes.soften import soften
 from sptrace.passes.soften_attention import soften_attention
 from sptrace.passes.split_packed_projections import split_packed_projections
+from sptrace.passes.split_strided_adjoints import split_strided_adjoints
 
 Pass = Callable[[fx.GraphModule], int]
 
@@ -56,12 +63,21 @@ PREPARE: tuple[Pass, ...] = (
     canonicalize_convolutions,
     canonicalize_pools,
     fold_batch_norms,
+    fold_scales,
     split_packed_projections,
 )
 """Before softening and pullback: the forward graph in as few kinds of ops as possible."""
 
+REPARAMETRIZE: tuple[Pass, ...] = (absorb_temperatures,)
+"""After softening: the same function on a scale that gates need no factors for."""
+
 LOWER: tuple[Pass, ...] = (
+    share_gates,
+    absorb_cotangent_factors,
     flip_unit_stride_adjoints,
+    split_strided_adjoints,
+    drop_expansions,
+    simplify_layouts,
     share_common_subexpressions,
 )
 """After the pullback: the form that runtimes run fast."""
@@ -82,8 +98,11 @@ def run(pipeline: tuple[Pass, ...], module: fx.GraphModule) -> None:
 __all__ = [
     "LOWER",
     "PREPARE",
+    "REPARAMETRIZE",
     "TIDY",
     "Pass",
+    "absorb_cotangent_factors",
+    "absorb_temperatures",
     "canonicalize_compositions",
     "canonicalize_convolutions",
     "canonicalize_copies",
@@ -95,17 +114,22 @@ __all__ = [
     "canonicalize_shapes",
     "canonicalize_splits",
     "canonicalize_synonyms",
+    "drop_expansions",
     "expand_attention",
     "flip_unit_stride_adjoints",
     "fold_batch_norms",
     "fold_constants",
+    "fold_scales",
     "functionalize",
     "lift_parameters",
     "remove_casts",
     "remove_identities",
     "run",
     "share_common_subexpressions",
+    "share_gates",
+    "simplify_layouts",
     "soften",
     "soften_attention",
     "split_packed_projections",
+    "split_strided_adjoints",
 ]

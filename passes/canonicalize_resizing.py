@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from sptrace.graph import GraphBuilder, Target, shape, static_shape
+from sptrace.graph import GraphBuilder, Target, static_shape
 
 aten = torch.ops.aten
 
@@ -29,7 +29,7 @@ NEAREST = {aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec}
 def canonicalize_resizing(module: fx.GraphModule) -> int:
     """Rewrite upsampling and downsampling; returns how many.
 
-    1. nearest, by a whole number        ->  expand, reshape
+    1. nearest, by a whole number  ->  upsample_nearest2d(x, size)
     2. nearest, bilinear, bicubic, with or without align_corners or antialias  ->  matmul(rows, matmul(x, columns))
 
     The matrices are what the op itself makes of the unit vectors.
@@ -48,23 +48,13 @@ def _resized(builder: GraphBuilder, node: fx.Node, x: fx.Node, *options: object)
     sizes, outputs = static_shape(x, [2, 3]), static_shape(node, [2, 3])
     whole = all(out % size == 0 for size, out in zip(sizes, outputs, strict=True))
     if node.target in NEAREST and whole:
-        return _repeated(builder, node, x, sizes, outputs)
+        return builder.call(aten.upsample_nearest2d.default, x, outputs)
     rows, columns = (_matrix(node, dim, options) for dim in (0, 1))
     if sizes[1] != outputs[1]:
         x = builder.call(aten.matmul.default, x, builder.constant("resizing.columns", columns.T.contiguous()))
     if sizes[0] != outputs[0]:
         x = builder.call(aten.matmul.default, builder.constant("resizing.rows", rows), x)
     return x
-
-
-def _repeated(
-    builder: GraphBuilder, node: fx.Node, x: fx.Node, sizes: Sequence[int], outputs: Sequence[int]
-) -> fx.Node:
-    batch, channels, height, width = shape(x)
-    times = [out // size for size, out in zip(sizes, outputs, strict=True)]
-    apart = builder.reshape(x, [batch, channels, height, 1, width, 1])
-    copies = builder.call(aten.expand.default, apart, [-1, -1, -1, times[0], -1, times[1]])
-    return builder.reshape(copies, shape(node))
 
 
 def _matrix(node: fx.Node, dim: int, options: Sequence[object]) -> Tensor:

@@ -33,7 +33,7 @@ def flip_unit_stride_adjoints(module: fx.GraphModule) -> int:
         if not transposed or set(stride) != {1} or any(output_padding) or min(reach) < 0:
             continue
         with builder.replacing(node):
-            turned = _turn(builder, weight, kernel, groups)
+            turned = turn(builder, weight, kernel, groups)
             builder.replace(
                 node,
                 builder.call(
@@ -53,7 +53,7 @@ def flip_unit_stride_adjoints(module: fx.GraphModule) -> int:
     return count
 
 
-def _turn(builder: GraphBuilder, weight: fx.Node, kernel: list[int], groups: int) -> fx.Node:
+def turn(builder: GraphBuilder, weight: fx.Node, kernel: list[int], groups: int) -> fx.Node:
     """[outputs, inputs / groups, ...] -> [inputs, outputs / groups, ...], the kernel upside down."""
     outputs, group_inputs = static_shape(weight, [0, 1])
     group_outputs = outputs // groups

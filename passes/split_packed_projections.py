@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from sptrace.graph import GraphBuilder, parameter, shape, value
+from sptrace.graph import GraphBuilder, parameter, permutation, shape, value
 from sptrace.passes.canonicalize_shapes import RESHAPES
 
 aten = torch.ops.aten
@@ -82,8 +82,9 @@ def _dim(select: fx.Node) -> int:
 
 def _moved(node: fx.Node, axis: int) -> int | None:
     """Where a dimension is after a rearrangement that keeps it whole; None after anything else."""
-    if node.target in (aten.permute.default, aten.transpose.int):
-        return _order(node).index(axis)
+    order = permutation(node)
+    if order is not None:
+        return order.index(axis)
     if node.target not in RESHAPES:
         return None
     before, after = shape(node.all_input_nodes[0]), shape(node)
@@ -91,16 +92,6 @@ def _moved(node: fx.Node, axis: int) -> int | None:
         return None
     earlier = sum(size != 1 for size in before[:axis])
     return [place for place, size in enumerate(after) if size != 1][earlier]
-
-
-def _order(node: fx.Node) -> list[int]:
-    """A transposition or permutation as the list of the input's dimensions."""
-    dims = list(range(value(node).ndim))
-    if node.target == aten.permute.default:
-        return [dims[dim] for dim in node.args[1]]  # type: ignore[union-attr, index]
-    first, second = (dims[dim] for dim in node.args[1:3])  # type: ignore[index]
-    dims[first], dims[second] = second, first
-    return dims
 
 
 def _part(builder: GraphBuilder, packed: Packed, select: fx.Node) -> fx.Node:
@@ -117,7 +108,8 @@ def _part(builder: GraphBuilder, packed: Packed, select: fx.Node) -> fx.Node:
             sizes = shape(node)
             result = builder.reshape(result, sizes[:axis] + sizes[axis + 1 :])
             continue
-        order = _order(node)
+        order = permutation(node)
+        assert order is not None
         left = order[axis]
         kept = [dim - (dim > left) for dim in order if dim != left]
         sizes = [shape(result)[dim] for dim in kept]

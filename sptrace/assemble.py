@@ -74,6 +74,7 @@ def assemble(
     passes.run(passes.PREPARE, module)
     gates = passes.soften(module, softening)
     scales = () if calibration is None else calibrate(module, calibration, lifted.values())
+    passes.run(passes.REPARAMETRIZE, module)
     graph = module.graph
     output = next(node for node in graph.nodes if node.op == "output")
     logits, features = output.args[0] if isinstance(output.args[0], tuple) else (output.args[0], None)

@@ -27,6 +27,8 @@ BATCHES = (2, 3)
 """Two runs without data tell which sizes depend on the batch, in a hundredth of the time that symbolic sizes take."""
 
 
+PERMUTATIONS = {torch.ops.aten.permute.default, torch.ops.aten.transpose.int}
+
 _META = torch.device("meta")
 
 
@@ -76,6 +78,18 @@ def static_shape(node: fx.Node, dims: Sequence[int]) -> list[int]:
     chosen = [sizes[dim] for dim in dims]
     assert -1 not in chosen, f"{node} has no fixed size in {dims}: {sizes}"
     return chosen
+
+
+def permutation(node: fx.Node) -> list[int] | None:
+    """A transposition or permutation as the list of the input's dimensions; None if the node is neither."""
+    dims = list(range(value(node).ndim)) if node.target in PERMUTATIONS else []
+    if node.target == torch.ops.aten.permute.default:
+        return [dims[dim] for dim in node.args[1]]  # type: ignore[union-attr, index]
+    if node.target == torch.ops.aten.transpose.int:
+        first, second = (dims[dim] for dim in node.args[1:3])  # type: ignore[index]
+        dims[first], dims[second] = second, first
+        return dims
+    return None
 
 
 def parameter(module: fx.GraphModule, node: fx.Node) -> Tensor:
@@ -178,6 +192,17 @@ class GraphBuilder:
         node = self.graph.get_attr(place(self.module, preferred, data))
         node.meta = {**self._meta, "values": (data.to("meta"),) * len(BATCHES)}
         return node
+
+    def replace_constant(self, old: fx.Node, preferred: str, data: Tensor) -> fx.Node:
+        """A constant in place of another, for the one node that reads that; the other is forgotten."""
+        (reader,) = old.users
+        if not any(node.target == old.target for node in self.graph.nodes if node is not old):
+            owner, _, leaf = str(old.target).rpartition(".")
+            delattr(self.module.get_submodule(owner), leaf)
+        new = self.constant(preferred, data)
+        reader.replace_input_with(old, new)
+        self.graph.erase_node(old)
+        return new
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Let all users of `old` use `new`, and remove `old`."""

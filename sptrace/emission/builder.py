@@ -112,16 +112,21 @@ class OnnxBuilder:
         result.dtype, result.shape = _dtype(node), ir.Shape(_onnx_shape(node))
         return result
 
-    def op(self, op_type: str, *inputs: Input, **attributes: Any) -> ir.Value:
-        """Append an ONNX node; inputs are nodes of the graph, values, or arrays (which become shared constants)."""
+    def op(self, op_type: str, *inputs: Input | None, **attributes: Any) -> ir.Value:
+        """Append an ONNX node.
+
+        Inputs are nodes of the graph, values, arrays (which become shared constants), or None for one left out.
+        """
         (result,) = self.outputs_of(op_type, 1, *inputs, **attributes)
         return result
 
-    def outputs_of(self, op_type: str, count: int, *inputs: Input, **attributes: Any) -> Sequence[ir.Value]:
+    def outputs_of(
+        self, op_type: str, count: int, *inputs: Input | None, **attributes: Any
+    ) -> Sequence[ir.Value]:
         """The same for an op with several outputs."""
         assert self._current is not None
         name = self.unique(f"{_origin(self._current)}/{op_type}")
-        given = [self._as_value(item) for item in inputs]
+        given = [None if item is None else self._as_value(item) for item in inputs]
         node = ir.node(op_type, given, attributes, num_outputs=count, name=name)
         self.nodes.append(node)
         first, *others = node.outputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 from torch import fx
 
@@ -81,6 +82,22 @@ def convolution(
     if transposed:
         return onnx.op("ConvTranspose", *inputs, **attributes, output_padding=list(output_padding))
     return onnx.op("Conv", *inputs, **attributes)
+
+
+@emits(aten.upsample_nearest2d.default)
+def upsample_nearest2d(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, size: Sequence[int]) -> ir.Value:
+    """Resize by whole numbers."""
+    times = [out / given for out, given in zip(size, static_shape(x, [2, 3]), strict=True)]
+    scales = np.array([1, 1, *times], dtype=np.float32)
+    return onnx.op(
+        "Resize",
+        x,
+        None,
+        scales,
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
 
 
 @emits(aten.avg_pool2d.default)

@@ -9,7 +9,7 @@ from torch import fx
 
 from sptrace import gates
 from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
-from sptrace.pullback.temperature import over_temperature, phi
+from sptrace.pullback.temperature import over_temperature, twice_phi
 from sptrace.pullback.term import Term
 from sptrace.softening import Temperature
 
@@ -25,8 +25,10 @@ def relu(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau: Temp
     if rule in ("hard", "guided"):
         yield z, pull.call(aten.where.ScalarOther, pull.call(aten.gt.Scalar, z, 0), v, 0.0)
         return
-    gate = phi(pull, z, tau) if rule == "phi" else over_temperature(pull, z, tau).sigmoid()
-    yield z, (Term(pull, v) * gate).node
+    if rule == "phi":
+        yield z, (Term(pull, v) * twice_phi(pull, z, tau) * 0.5).node
+    else:
+        yield z, (Term(pull, v) * over_temperature(pull, z, tau).sigmoid()).node
 
 
 @adjoint(gates.hardtanh)
@@ -49,17 +51,12 @@ def hardtanh(
         )
         yield z, pull.call(aten.where.ScalarOther, inside, v, 0.0)
         return
+    activation, gated = Term(pull, z), Term(pull, v)
+    factor = 1.0
     if low == 0:
-        gated = (Term(pull, v) * phi(pull, z, tau)).node
+        gated, factor = gated * twice_phi(pull, z, tau), 0.5
     else:
-        gated = _over(pull, v, low, pull.call(aten.clamp_max.default, z, low))
+        gated, factor = gated / activation.clamp(high=low), low
     if rule != "relu":
-        gated = _over(pull, gated, high, pull.call(aten.clamp_min.default, z, high))
-    yield z, gated
-
-
-def _over(pull: Pull, v: fx.Node, bound: float, clamped: fx.Node) -> fx.Node:
-    """v * bound / max(z, bound), or min: the part of the gate that bends away from y = z."""
-    return pull.call(
-        aten.mul.Tensor, v, pull.call(aten.mul.Tensor, pull.call(aten.reciprocal.default, clamped), bound)
-    )
+        gated, factor = gated / activation.clamp(low=high), factor * high
+    yield z, (gated * factor).node

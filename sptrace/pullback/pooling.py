@@ -7,7 +7,8 @@ so they are padded and added, and the phases are interleaved at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import product
@@ -15,11 +16,12 @@ from itertools import product
 from torch import fx
 
 from sptrace import gates
-from sptrace.graph import shape, static_shape
+from sptrace.graph import static_shape
 from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
 from sptrace.pullback.temperature import inverse_temperature
 from sptrace.pullback.term import Term
 from sptrace.softening import Temperature
+from sptrace.weaving import weave
 
 NEGATIVE_INFINITY = float("-inf")
 
@@ -55,6 +57,15 @@ class Axis:
         return range(0, self.dilation * self.kernel, self.dilation)
 
     @property
+    def tiles(self) -> bool:
+        """Do the windows lie side by side, without padding or overhang?"""
+        return (
+            self.stride == self.kernel
+            and self.padding == self.padding_after == 0
+            and (self.dilation == 1 or self.kernel == 1)
+        )
+
+    @property
     def phase_length(self) -> int:
         """Cells of every phase: enough for all slices, and for the input's own last cell."""
         return max(-(-(self.padding + self.size) // self.stride), self.last // self.stride + 1)
@@ -84,34 +95,60 @@ def max_pool2d(
         pull.sizes(z, [2, 3]), pull.sizes(y, [2, 3]), kernel, stride, padding, dilation, strict=True
     )
     axes = tuple(Axis(*numbers) for numbers in geometry)
-    padded = _pad(pull, z, axes, 0.0 if rule == "softmax" else NEGATIVE_INFINITY)
-    slices = list(_slices(pull, padded, axes))
     if rule == "softmax":
+        sharpness = inverse_temperature(pull, z, tau)
+        if all(axis.tiles for axis in axes):
+            yield z, _tiled_softmax(pull, v, y, z, axes, sharpness)
+            return
+        padded = _pad(pull, z, axes, 0.0)
         # The peak keeps exp in range; where there is padding it must count the zeros too.
         peak = (
             y if padded is z else pull.call(aten.max_pool2d.default, padded, kernel, stride, [0, 0], dilation)
         )
-        parts = _softmax_parts(pull, v, slices, peak, inverse_temperature(pull, z, tau))
+        sharpened = [(Term(pull, node) * sharpness).node for node in (padded, peak)]
+        parts = _softmax_parts(pull, v, _slices(pull, sharpened[0], axes), sharpened[1])
     else:
-        parts = _first_maximum_parts(pull, v, slices, y)
+        padded = _pad(pull, z, axes, NEGATIVE_INFINITY)
+        parts = _first_maximum_parts(pull, v, _slices(pull, padded, axes), y)
     yield z, _put_back(pull, parts, axes)
 
 
-def _softmax_parts(
-    pull: Pull, v: fx.Node, slices: list[fx.Node], peak: fx.Node, sharpness: Term | float
-) -> list[fx.Node]:
-    powers = [((Term(pull, cells) - Term(pull, peak)) * sharpness).exp() for cells in slices]
+def _tiled_softmax(
+    pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, axes: Sequence[Axis], sharpness: Term | float
+) -> fx.Node:
+    """Windows that do not overlap: each cell knows its own by upsampling, and nothing is cut into slices."""
+    rows, columns = axes
+    kernel = [rows.kernel, columns.kernel]
+    cells = Term(pull, _cut(pull, _cut(pull, z, 2, 0, rows.last + 1), 3, 0, columns.last + 1))
+    powers = ((cells - Term(pull, _upsample(pull, y, axes))) * sharpness).exp()
+    total = Term(pull, pull.call(aten.avg_pool2d.default, powers.node, kernel, kernel)) * math.prod(kernel)
+    share = Term(pull, v) / total
+    return _crop(pull, (powers * Term(pull, _upsample(pull, share.node, axes))).node, axes)
+
+
+def _softmax_parts(pull: Pull, v: fx.Node, slices: Iterable[fx.Node], peak: fx.Node) -> list[fx.Node]:
+    powers = [(Term(pull, cells) - Term(pull, peak)).exp() for cells in slices]
     share = Term(pull, v) / reduce(Term.__add__, powers)
     return [(power * share).node for power in powers]
 
 
-def _first_maximum_parts(pull: Pull, v: fx.Node, slices: list[fx.Node], y: fx.Node) -> list[fx.Node]:
+def _first_maximum_parts(pull: Pull, v: fx.Node, slices: Iterable[fx.Node], y: fx.Node) -> list[fx.Node]:
     parts, unspent = [], v
     for cells in slices:
         found = pull.call(aten.eq.Tensor, cells, y)
         parts.append(pull.call(aten.where.ScalarOther, found, unspent, 0.0))
         unspent = pull.call(aten.where.ScalarSelf, found, 0.0, unspent)
     return parts
+
+
+@adjoint(aten.upsample_nearest2d.default)
+def upsample_nearest2d(
+    pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, size: Sequence[int]
+) -> Cotangents:
+    """Every number gets the sum of its copies; by whole numbers only, `canonicalize_resizing` sees to that."""
+    times = [out // given for out, given in zip(size, pull.sizes(x, [2, 3]), strict=True)]
+    mean = pull.call(aten.avg_pool2d.default, v, times, times)
+    yield x, pull.call(aten.mul.Tensor, mean, float(math.prod(times)))
 
 
 @adjoint(aten.avg_pool2d.default)
@@ -137,6 +174,9 @@ def avg_pool2d(
         around = pull.call(aten.constant_pad_nd.default, v, [reach[1], reach[1], reach[0], reach[0]])
         padded = pull.call(aten.avg_pool2d.default, around, list(kernel), [1, 1])
         yield x, _crop(pull, padded, axes)
+    elif all(axis.tiles for axis in axes):
+        part = pull.call(aten.mul.Tensor, v, 1.0 / math.prod(kernel))
+        yield x, _crop(pull, _upsample(pull, part, axes), axes)
     else:
         part = pull.call(aten.mul.Tensor, v, 1.0 / (axes[0].kernel * axes[1].kernel))
         yield x, _put_back(pull, [part] * (axes[0].kernel * axes[1].kernel), axes)
@@ -152,13 +192,23 @@ def _slices(pull: Pull, padded: fx.Node, axes: Sequence[Axis]) -> Iterator[fx.No
     """For each position in the window, row by row: its cell of every window, in the shape of the output."""
     rows, columns = axes
     for row, column in product(rows.offsets, columns.offsets):
-        strip = _every(pull, padded, 2, row, rows)
-        yield _every(pull, strip, 3, column, columns)
+        # Steps along a row are slow, so they are walked once for each phase; all else copies runs of numbers.
+        first, phase = divmod(column, columns.stride)
+        comb = _cut(pull, padded, 3, phase, columns.last + 1, columns.stride)
+        strip = _cut(pull, comb, 2, row, row + (rows.outputs - 1) * rows.stride + 1, rows.stride)
+        yield _cut(pull, strip, 3, first, first + columns.outputs)
 
 
-def _every(pull: Pull, x: fx.Node, dim: int, first: int, axis: Axis) -> fx.Node:
-    end = first + (axis.outputs - 1) * axis.stride + 1
-    return pull.call(aten.slice.Tensor, x, dim, first, end, axis.stride)
+def _cut(pull: Pull, x: fx.Node, dim: int, start: int, end: int, step: int = 1) -> fx.Node:
+    (size,) = static_shape(x, [dim])
+    if (start, step) == (0, 1) and end >= size:
+        return x
+    return pull.call(aten.slice.Tensor, x, dim, start, end, step)
+
+
+def _upsample(pull: Pull, x: fx.Node, axes: Sequence[Axis]) -> fx.Node:
+    """Every number in as many cells as its window has."""
+    return pull.call(aten.upsample_nearest2d.default, x, [axis.outputs * axis.stride for axis in axes])
 
 
 def _put_back(pull: Pull, parts: Sequence[fx.Node], axes: Sequence[Axis]) -> fx.Node:
@@ -169,7 +219,8 @@ def _put_back(pull: Pull, parts: Sequence[fx.Node], axes: Sequence[Axis]) -> fx.
         phase = (row % rows.stride, column % columns.stride)
         shifted = _shift(pull, part, (row // rows.stride, column // columns.stride), axes)
         phases[phase] = pull.call(aten.add.Tensor, phases[phase], shifted) if phase in phases else shifted
-    return _crop(pull, _interleave(pull, phases, axes), axes)
+    # Where the stride exceeds the kernel, there are cells that no window reads.
+    return _crop(pull, weave(pull, phases, (rows.stride, columns.stride)), axes)
 
 
 def _shift(pull: Pull, part: fx.Node, by: tuple[int, int], axes: Sequence[Axis]) -> fx.Node:
@@ -177,32 +228,6 @@ def _shift(pull: Pull, part: fx.Node, by: tuple[int, int], axes: Sequence[Axis])
     for distance, axis in zip(reversed(by), reversed(axes), strict=True):
         widths += [distance, axis.phase_length - distance - axis.outputs]
     return pull.call(aten.constant_pad_nd.default, part, widths) if any(widths) else part
-
-
-def _interleave(pull: Pull, phases: dict[tuple[int, int], fx.Node], axes: Sequence[Axis]) -> fx.Node:
-    rows, columns = axes
-    if rows.stride == columns.stride == 1:
-        return phases[0, 0]
-    some = next(iter(phases.values()))
-    # Where the stride exceeds the kernel, there are cells that no window reads.
-    complete = len(phases) == rows.stride * columns.stride
-    nothing = some if complete else pull.call(aten.zeros_like.default, some)
-    batch, channels, height, width = shape(some)
-    woven = []
-    for row in range(rows.stride):
-        cells = [phases.get((row, column), nothing) for column in range(columns.stride)]
-        woven.append(_alternate(pull, cells, [batch, channels, height, width * columns.stride]))
-    # Row after row beside each other is row after row below each other. Runtimes do this faster than they permute.
-    stacked = pull.call(aten.cat.default, woven, 3) if rows.stride > 1 else woven[0]
-    return pull.reshape(stacked, [batch, channels, height * rows.stride, width * columns.stride])
-
-
-def _alternate(pull: Pull, parts: Sequence[fx.Node], sizes: Sequence[int]) -> fx.Node:
-    """One number of each part in turn along the last dimension."""
-    if len(parts) == 1:
-        return parts[0]
-    alone = [pull.reshape(part, [*shape(part), 1]) for part in parts]
-    return pull.reshape(pull.call(aten.cat.default, alone, 4), sizes)
 
 
 def _crop(pull: Pull, padded: fx.Node, axes: Sequence[Axis]) -> fx.Node:
@@ -213,6 +238,5 @@ def _crop(pull: Pull, padded: fx.Node, axes: Sequence[Axis]) -> fx.Node:
         if missing > 0:
             widths = [0, missing] if dim == 3 else [0, 0, 0, missing]
             padded = pull.call(aten.constant_pad_nd.default, padded, widths)
-        if axis.padding or missing < 0:
-            padded = pull.call(aten.slice.Tensor, padded, dim, axis.padding, axis.padding + axis.size)
+        padded = _cut(pull, padded, dim, axis.padding, axis.padding + axis.size)
     return padded

@@ -39,17 +39,30 @@ def gelu(
 ) -> Cotangents:
     """y = z Phi(z), so m = Phi. `gate`: v Phi(z / tau), Phi in the form that the network uses, exact or by tanh."""
     x = over_temperature(pull, z, tau)
+    if rule != "hard":
+        yield z, (_gelu_gate(x, approximate) * Term(pull, v)).node
+        return
     if approximate == "tanh":
-        square = x * x
-        bent = (x * (square * (SLOPE * CUBE) + SLOPE)).tanh()
-        factor = bent * 0.5 + 0.5
-        slope = (1 - bent * bent) * (square * (1.5 * SLOPE * CUBE) + 0.5 * SLOPE) if rule == "hard" else None
+        square, bent = x * x, _bent(x)
+        slope = (1 - bent * bent) * (square * (1.5 * SLOPE * CUBE) + 0.5 * SLOPE)
     else:
-        factor = (x * math.sqrt(0.5)).erf() * 0.5 + 0.5
-        slope = (x * x * -0.5).exp() * (1 / math.sqrt(2 * math.pi)) if rule == "hard" else None
-    if slope is not None:
-        factor = factor + x * slope
-    yield z, (factor * Term(pull, v)).node
+        slope = (x * x * -0.5).exp() * (1 / math.sqrt(2 * math.pi))
+    yield z, ((_gelu_gate(x, approximate) + x * slope) * Term(pull, v)).node
+
+
+def _gelu_gate(x: Term, approximate: str) -> Term:
+    bent = _bent(x) if approximate == "tanh" else (x * math.sqrt(0.5)).erf()
+    return bent * 0.5 + 0.5
+
+
+def _bent(x: Term) -> Term:
+    return (x * (x * x * (SLOPE * CUBE) + SLOPE)).tanh()
+
+
+@adjoint(gates.erf_gelu)
+def erf_gelu(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau: None) -> Cotangents:
+    """y = z m(z) with m(z) = 1 + erf(z). `gate`: v m(z)."""
+    yield z, ((Term(pull, z).erf() + 1.0) * Term(pull, v)).node
 
 
 @adjoint(gates.hardswish)
@@ -60,7 +73,7 @@ def hardswish(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau:
         inside = (x + 3 > 0).where(cotangent * (x / 3 + 0.5), 0.0)
         yield z, (x - 3 > 0).where(cotangent, inside).node
         return
-    yield z, (cotangent * (over_temperature(pull, z, tau, 1 / 6) + 0.5).clamp(0.0, 1.0)).node
+    yield z, (cotangent * over_temperature(pull, z, tau).hardsigmoid()).node
 
 
 @adjoint(gates.mish)
@@ -114,3 +127,25 @@ def softplus(
     sigma(beta z): this is the gate. At tau = 1 that is the ordinary derivative.
     """
     yield z, (over_temperature(pull, z, tau, beta).sigmoid() * Term(pull, v)).node
+
+
+def as_product(pull: Pull, gate: fx.Node) -> fx.Node | None:
+    """An activation y = z m(z) in terms of the m that its pullback multiplies by; None if that is another m.
+
+    The m is the network's own at temperature 1.
+    """
+    if gate.kwargs.get("rule") != "gate" or gate.kwargs["tau"] not in (None, 1.0):
+        return None
+    z, *options = gate.args
+    x = Term(pull, z)  # type: ignore[arg-type]
+    if gate.target is gates.gelu:
+        return (x * _gelu_gate(x, *options)).node  # type: ignore[arg-type]
+    if gate.target is gates.erf_gelu:
+        return (x * (x.erf() + 1.0)).node
+    if gate.target is gates.silu:
+        return (x * (x * options[0]).sigmoid()).node  # type: ignore[operator]
+    if gate.target is gates.hardswish:
+        return (x * x.hardsigmoid()).node
+    if gate.target is gates.mish:
+        return (x * x.softplus().tanh()).node
+    return None

@@ -22,8 +22,13 @@ def over_temperature(pull: Pull, z: fx.Node, tau: Temperature, times: float = 1.
 
 
 def phi(pull: Pull, z: fx.Node, tau: Temperature) -> Term:
-    """Phi(z / tau) = (1 + erf(z / (tau sqrt 2))) / 2."""
-    return over_temperature(pull, z, tau, 1 / math.sqrt(2)).erf() * 0.5 + 0.5
+    """Phi(z / tau)."""
+    return twice_phi(pull, z, tau) * 0.5
+
+
+def twice_phi(pull: Pull, z: fx.Node, tau: Temperature) -> Term:
+    """2 Phi(z / tau) = 1 + erf(z / (tau sqrt 2)); whoever halves the product last may find weights that take it on."""
+    return over_temperature(pull, z, tau, 1 / math.sqrt(2)).erf() + 1.0
 
 
 def inverse_temperature(pull: Pull, z: fx.Node, tau: Temperature, times: float = 1.0) -> Term | float:

@@ -63,6 +63,10 @@ class Term:
         """The logistic function."""
         return self._call(aten.sigmoid.default)
 
+    def hardsigmoid(self) -> Term:
+        """min(1, max(0, x / 6 + 1 / 2))."""
+        return self._call(aten.hardsigmoid.default)
+
     def softplus(self) -> Term:
         """log(1 + exp)."""
         return self._call(aten.softplus.default)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -110,6 +111,6 @@ def test_only_values_are_pulled_back(network: nn.Module) -> None:
     read = {
         str(source.target) for node in adjoint for source in node.all_input_nodes if source.op == "get_attr"
     }
-    packed = sorted(name for name in read if "qkv.weight" in name or "in_proj_weight" in name)
+    packed = sorted(name for name in read if re.search(r"(qkv|self_attention).folded_weight", name))
     assert len(packed) == 2
     assert all(name.endswith("_2") for name in packed)
