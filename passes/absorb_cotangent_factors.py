@@ -16,7 +16,7 @@ def absorb_cotangent_factors(module: fx.GraphModule) -> int:
     Before:  convolution(mul(u, 0.5), w), matmul(mul(u, 0.5), w), the product read by nothing else
     After:   convolution(u, mul(w, 0.5)), matmul(u, mul(w, 0.5))
 
-    The weights are scaled in the graph, so that the file has one copy of them; runtimes do that once, when they load it.
+    The weights are scaled in the graph, so that the file has one copy of them; runtimes do that once, at loading.
     """
     builder = GraphBuilder(module)
     count = 0

@@ -3,136 +3,164 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx
 
 from sptrace import gates
-from sptrace.graph import GraphBuilder, parameter, permutation
+from sptrace.graph import GraphBuilder, Target, parameter
 from sptrace.passes.fold_batch_norms import CONVOLUTIONS
 
 aten = torch.ops.aten
 
 LAYERS = CONVOLUTIONS | {aten.linear.default}
-LINEAR = {
-    aten.permute.default,
-    aten.transpose.int,
-    aten.reshape.default,
+HOMOGENEOUS: set[Target] = {
     aten.avg_pool2d.default,
+    aten.expand.default,
     aten.mean.dim,
+    aten.neg.default,
+    aten.permute.default,
+    aten.reshape.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.sum.dim_IntList,
+    aten.transpose.int,
+    aten.upsample_nearest2d.default,
+    gates.hardtanh,
+    gates.max_pool2d,
+    gates.relu,
 }
-"""What passes a factor on as it is; padding with zeros does so too."""
+"""Ops f with f(s x) = s f(x) for positive s, their bounds and temperatures scaled alike."""
+
+BOUNDED = {aten.sigmoid.default, aten.hardsigmoid.default}
+"""What gates channels by a product."""
+
+ERF, GELU_IN, GELU_OUT = 1 / math.sqrt(2), math.sqrt(0.5), math.sqrt(2)
+"""The temperature at which Phi(z / tau) needs no factor; the scales between which GELU needs none."""
 
 
 def absorb_temperatures(module: fx.GraphModule) -> int:
-    """Scale the input of gates between layers, so that the gate needs no factor; returns how many.
+    """Scale numbers inside the network so that gates need no factor; returns for how many that was done.
 
-    Before:  y = relu(z, tau), z = conv(x, w, b), conv(y, u, c):        z* = v (erf(z / (tau sqrt 2)) + 1) / 2
-    After:   with s = 1 / (tau sqrt 2), z = conv(x, s w, s b), conv(y, u / s, c):  z* = v (erf(z) + 1) / 2
+    Before:  z = conv(x, w, b), y = relu(z, tau), conv(y, u, c):          z* = v (erf(z / (tau sqrt 2)) + 1) / 2
+    After:   with s = 1 / (tau sqrt 2), conv(x, s w, s b), conv(y, u / s, c):       z* = v (erf(z) + 1) / 2
 
-    ReLU (`phi`) is positively homogeneous: its y becomes s y. So is ReLU6, if its bound becomes 6 s. Exact GELU at
-    tau = 1, with s = sqrt 1/2, becomes y = z (1 + erf z), which is sqrt 2 times the y before.
-    The function of the network stays, and so does its pullback: only numbers inside are on another scale.
-
-    The input must come from one layer with constant weights, and the output go to such layers, through nothing but
-    shapes, average and max pools (whose temperatures are scaled alike), and products with what is not scaled.
+    ReLU and ReLU6 are positively homogeneous (ReLU6 with its bound): where z is multiplied by s, so is y, and so on
+    through sums, pools and shapes, up to layers, which take the factor back. Exact GELU at tau = 1, of z multiplied by
+    sqrt 1/2, becomes z (1 + erf z), which is y multiplied by sqrt 2. The function of the network stays, and so does its
+    pullback. Where anything else reads or makes a number of such a group, or a weight is read twice, the group stays.
     """
+    groups = _Groups()
+    for node in module.graph.nodes:
+        groups.add(node)
+    scale = groups.scales()
     builder = GraphBuilder(module)
-    count = 0
-    for gate in list(module.graph.nodes):
-        scales = _scales(gate)
-        if scales is None:
-            continue
-        before = _producer(gate.args[0])
-        after = _consumers(gate)
-        if before is None or after is None:
-            continue
-        factor, output = scales
-        layers, pools = after
-        _scale(builder, before, factor, inputs=False)
-        for layer in layers:
-            _scale(builder, layer, 1 / output, inputs=True)
-        for pool in pools:
-            pool.update_kwarg("tau", pool.kwargs["tau"] * output)  # type: ignore[operator]
-        _exchange(builder, gate, factor)
-        count += 1
-    return count
+    # All read before anything is exchanged.
+    plan = [
+        (node, scale(next(iter(node.args), None)), scale(node))
+        for node in module.graph.nodes
+        if node.op == "call_function"
+    ]
+    return sum(_apply(builder, node, before, after) for node, before, after in plan)
 
 
-def _scales(gate: fx.Node) -> tuple[float, float] | None:
-    """By what the gate's input is to be multiplied, and its output is then; None if it has no such factor."""
+Scales = Callable[[object], float]
+"""What a node's numbers are multiplied by."""
+
+
+class _Groups:
+    """Nodes whose numbers can only be scaled together."""
+
+    def __init__(self) -> None:
+        self._parents: dict[fx.Node, fx.Node] = {}
+        self._fixed: list[fx.Node] = []
+        self._wishes: list[tuple[fx.Node, float]] = []
+        self._gelus: list[fx.Node] = []
+
+    def add(self, node: fx.Node) -> None:
+        """Join the node with those that it shares its scale with, or fix it and what it reads."""
+        if _is_layer(node):
+            return
+        joined = _joined(node)
+        if joined:
+            for other in joined:
+                self._parents[self._root(other)] = self._root(node)
+            wish = _wish(node)
+            if wish is not None:
+                self._wishes.append((node, wish))
+        elif node.target is gates.gelu and _is_plain_gelu(node):
+            self._gelus.append(node)
+        else:
+            self._fixed += [node, *node.all_input_nodes]
+
+    def scales(self) -> Scales:
+        """The scale of every node; 1 where nothing wishes for another."""
+        while True:
+            wanted: dict[fx.Node, list[float]] = defaultdict(list)
+            wishes = self._wishes + [
+                wish
+                for gelu in self._gelus
+                for wish in ((gelu.all_input_nodes[0], GELU_IN), (gelu, GELU_OUT))
+            ]
+            for node, wish in wishes:
+                wanted[self._root(node)].append(wish)
+            for node in self._fixed:
+                wanted[self._root(node)] = [1.0]
+            refused = [gelu for gelu in self._gelus if not self._agrees(gelu, wanted)]
+            if not refused:
+                return lambda node: (
+                    wanted.get(self._root(node), [1.0])[0] if isinstance(node, fx.Node) else 1.0
+                )
+            self._gelus = [gelu for gelu in self._gelus if gelu not in refused]
+            self._fixed += [node for gelu in refused for node in (gelu, *gelu.all_input_nodes)]
+
+    def _agrees(self, gelu: fx.Node, wanted: dict[fx.Node, list[float]]) -> bool:
+        before, after = (wanted[self._root(node)] for node in (gelu.all_input_nodes[0], gelu))
+        return set(before) == {GELU_IN} and set(after) == {GELU_OUT}
+
+    def _root(self, node: fx.Node) -> fx.Node:
+        while node in self._parents and self._parents[node] is not node:
+            node = self._parents[node]
+        return node
+
+
+def _joined(node: fx.Node) -> Sequence[fx.Node]:
+    """What must have the scale of the node for the node to keep its meaning; nothing if that is not enough."""
+    if node.target in HOMOGENEOUS or (
+        node.target == aten.constant_pad_nd.default and not any(node.args[2:])  # type: ignore[arg-type]
+    ):
+        return node.all_input_nodes
+    if node.target == aten.cat.default:
+        return node.all_input_nodes
+    if node.target in (aten.add.Tensor, aten.sub.Tensor):
+        constant = _own_constant(node)
+        given = [item for item in node.args[:2] if isinstance(item, fx.Node)]
+        return [item for item in given if item is not constant] if len(given) == 2 else []
+    if node.target == aten.mul.Tensor:
+        given = [item for item in node.args[:2] if isinstance(item, fx.Node) and item.op != "get_attr"]
+        free = [item for item in given if item.target not in BOUNDED]
+        return free if len(free) == 1 else []
+    return []
+
+
+def _own_constant(node: fx.Node) -> fx.Node | None:
+    """The constant that a sum adds, if nobody else reads it."""
+    constants = [item for item in node.all_input_nodes if item.op == "get_attr" and len(item.users) == 1]
+    return constants[0] if len(constants) == 1 else None
+
+
+def _wish(gate: fx.Node) -> float | None:
+    """The scale at which a homogeneous gate needs no factor."""
     rule, tau = gate.kwargs.get("rule"), gate.kwargs.get("tau")
-    if not isinstance(tau, int | float):
+    if not isinstance(tau, int | float) or gate.target is gates.max_pool2d:
         return None
-    is_relu6 = gate.target is gates.hardtanh and gate.args[1] == 0 and rule != "hard"
-    if is_relu6 or (gate.target is gates.relu and rule == "phi"):
-        factor = 1 / (tau * math.sqrt(2))
-        return factor, factor
-    if gate.target is gates.gelu and rule == "gate" and tau == 1 and gate.args[1] == "none":
-        return math.sqrt(0.5), math.sqrt(2)
-    return None
+    return 1 / tau if rule == "sigmoid" else ERF / tau
 
 
-def _exchange(builder: GraphBuilder, gate: fx.Node, factor: float) -> None:
-    """The gate of the scaled input."""
-    if gate.target is gates.gelu:
-        with builder.replacing(gate):
-            builder.replace(gate, builder.call(gates.erf_gelu, gate.args[0], rule="gate", tau=None))
-        return
-    gate.update_kwarg("tau", 1 / math.sqrt(2))
-    if gate.target is gates.hardtanh:
-        z, low, high = gate.args
-        gate.args = (z, low, high * factor)  # type: ignore[operator]
-
-
-def _producer(z: object) -> fx.Node | None:
-    """The layer that gives a gate its input and nobody else anything."""
-    while isinstance(z, fx.Node) and len(z.users) == 1:
-        if _is_layer(z):
-            return z
-        if z.op != "call_function" or not (permutation(z) or z.target == aten.reshape.default):
-            return None
-        z = z.args[0]
-    return None
-
-
-def _consumers(gate: fx.Node) -> tuple[list[fx.Node], list[fx.Node]] | None:
-    """The layers that read a gate's output, and the max pools between; None if anything else does."""
-    scaled, layers, pools = {gate}, [], []
-    joins: list[fx.Node] = []
-    waiting = [gate]
-    while waiting:
-        node = waiting.pop()
-        for user in node.users:
-            if _is_layer(user) and user.args[0] is node and node not in user.args[1:]:
-                layers.append(user)
-                continue
-            if user.target is gates.max_pool2d and isinstance(user.kwargs["tau"], int | float | None):
-                pools.append(user)
-            elif user.target in (aten.mul.Tensor, aten.add.Tensor, aten.cat.default):
-                joins.append(user)
-            elif user.target == aten.constant_pad_nd.default and not any(user.args[2:]):
-                pass
-            elif user.target not in LINEAR:
-                return None
-            if user not in scaled:
-                scaled.add(user)
-                waiting.append(user)
-    for join in joins:
-        inside = [item in scaled for item in _operands(join)]
-        if not (inside.count(True) == 1 if join.target == aten.mul.Tensor else all(inside)):
-            return None
-    soft = [pool for pool in dict.fromkeys(pools) if pool.kwargs["tau"] is not None]
-    return list(dict.fromkeys(layers)), soft
-
-
-def _operands(join: fx.Node) -> Iterator[object]:
-    """What a join joins, one item for each place."""
-    if join.target == aten.cat.default:
-        yield from join.args[0]  # type: ignore[misc]
-    else:
-        yield from join.args[:2]
+def _is_plain_gelu(gate: fx.Node) -> bool:
+    return gate.kwargs["rule"] == "gate" and gate.kwargs["tau"] == 1 and gate.args[1] == "none"
 
 
 def _is_layer(node: fx.Node) -> bool:
@@ -142,12 +170,33 @@ def _is_layer(node: fx.Node) -> bool:
     )
 
 
-def _scale(builder: GraphBuilder, layer: fx.Node, factor: float, *, inputs: bool) -> None:
-    """Multiply a layer's weight by a factor, and where that is for its outputs, its bias too."""
-    _, weight, bias, *_ = (*layer.args, None)
-    path = layer.meta["path"] or layer.name
-    for constant, name in ((weight, "weight"), (None if inputs else bias, "bias")):
-        if constant is not None:
-            data = parameter(builder.module, constant).double() * factor  # type: ignore[arg-type]
-            with builder.replacing(layer):
-                builder.replace_constant(constant, f"{path}.folded_{name}", data.float())  # type: ignore[arg-type]
+def _apply(builder: GraphBuilder, node: fx.Node, before: float, scale: float) -> bool:
+    """Scale a layer's weights, a sum's constant, or a gate's settings; true if the gate has no factor any more."""
+    if _is_layer(node):
+        _, weight, bias, *_ = (*node.args, None)
+        _multiply(builder, node, weight, "weight", scale / before)
+        _multiply(builder, node, bias, "bias", scale)
+    elif node.target is gates.gelu and scale == GELU_OUT:
+        with builder.replacing(node):
+            builder.replace(node, builder.call(gates.erf_gelu, node.args[0], rule="gate", tau=None))
+        return True
+    elif scale != 1 and node.target in (aten.add.Tensor, aten.sub.Tensor):
+        _multiply(builder, node, _own_constant(node), "shift", scale)
+    elif scale != 1 and isinstance(tau := node.kwargs.get("tau"), int | float):
+        exact = 1.0 if node.kwargs["rule"] == "sigmoid" else ERF
+        wished = scale == _wish(node)
+        node.update_kwarg("tau", exact if wished else tau * scale)
+        if node.target is gates.hardtanh:
+            z, low, high = node.args
+            node.args = (z, low * scale, high * scale)  # type: ignore[operator]
+        return wished
+    return False
+
+
+def _multiply(builder: GraphBuilder, reader: fx.Node, constant: object, name: str, factor: float) -> None:
+    if factor == 1 or not isinstance(constant, fx.Node):
+        return
+    data = parameter(builder.module, constant).double() * factor
+    path = reader.meta["path"] or reader.name
+    with builder.replacing(reader):
+        builder.replace_constant(constant, f"{path}.folded_{name}", data.float())

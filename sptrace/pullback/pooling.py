@@ -142,9 +142,7 @@ def _first_maximum_parts(pull: Pull, v: fx.Node, slices: Iterable[fx.Node], y: f
 
 
 @adjoint(aten.upsample_nearest2d.default)
-def upsample_nearest2d(
-    pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, size: Sequence[int]
-) -> Cotangents:
+def upsample_nearest2d(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, size: Sequence[int]) -> Cotangents:
     """Every number gets the sum of its copies; by whole numbers only, `canonicalize_resizing` sees to that."""
     times = [out // given for out, given in zip(size, pull.sizes(x, [2, 3]), strict=True)]
     mean = pull.call(aten.avg_pool2d.default, v, times, times)
