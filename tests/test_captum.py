@@ -4,7 +4,8 @@ captum runs the network in float32 under autograd, sptrace its ONNX file. A hard
 from 0 may fall on either side in two correct programs, and then moves single pixels by percents (see `hard_gates`): on
 four photographs at 128 x 128, captum's integrated gradients of EfficientNet-Lite0 in float32 were up to 9e-2 away from
 captum's own in float64. So the pictures here are small and few, and chosen so that captum in float32, captum in float64
-and the artifact put every gate on the same side.
+and the artifact put every gate on the same side: of 200 for ResNet-18 the one whose gates are furthest from 0 and from
+ties, in all programs and samples, 8e-6 standard deviations of their layer.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def resnet18() -> Case:
     for layer in (twin.layer1, twin.layer2, twin.layer3, twin.layer4):
         for name, block in list(layer.named_children()):
             layer.add_module(name, Block(block).eval())
-    return Case(network, Pixels(twin, mean, std), "layer4", deterministic.images(5, 1, 96), mean, std)
+    return Case(network, Pixels(twin, mean, std), "layer4", deterministic.images(92, 1, 48), mean, std)
 
 
 def efficientnet_lite0() -> Case:

@@ -336,8 +336,8 @@ def other_class(module: fx.GraphModule) -> None:
 
 def scale_weight(module: fx.GraphModule) -> None:
     """Not in place: the graph reads the network's own memory."""
-    weight = module.get_buffer("block.3.folded_weight")
-    module.get_submodule("block.3").folded_weight = weight * 1.01
+    weight = module.get_buffer("block.3.weight")
+    module.get_submodule("block.3").weight = weight * 1.01
 
 
 @pytest.mark.parametrize("corrupt", [swap_rule, scale_weight])
