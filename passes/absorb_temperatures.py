@@ -12,12 +12,14 @@ from torch import fx
 from sptrace import gates
 from sptrace.graph import GraphBuilder, Target, parameter
 from sptrace.passes.fold_batch_norms import CONVOLUTIONS
+from sptrace.passes.fold_scales import weights
 
 aten = torch.ops.aten
 
 LAYERS = CONVOLUTIONS | {aten.linear.default}
 HOMOGENEOUS: set[Target] = {
     aten.avg_pool2d.default,
+    aten.cat.default,
     aten.expand.default,
     aten.mean.dim,
     aten.neg.default,
@@ -128,11 +130,8 @@ class _Groups:
 
 def _joined(node: fx.Node) -> Sequence[fx.Node]:
     """What must have the scale of the node for the node to keep its meaning; nothing if that is not enough."""
-    if node.target in HOMOGENEOUS or (
-        node.target == aten.constant_pad_nd.default and not any(node.args[2:])  # type: ignore[arg-type]
-    ):
-        return node.all_input_nodes
-    if node.target == aten.cat.default:
+    zeros = node.target == aten.constant_pad_nd.default and not any(node.args[2:])
+    if zeros or node.target in HOMOGENEOUS:
         return node.all_input_nodes
     if node.target in (aten.add.Tensor, aten.sub.Tensor):
         constant = _own_constant(node)
@@ -160,7 +159,7 @@ def _wish(gate: fx.Node) -> float | None:
 
 
 def _is_plain_gelu(gate: fx.Node) -> bool:
-    return gate.kwargs["rule"] == "gate" and gate.kwargs["tau"] == 1 and gate.args[1] == "none"
+    return (gate.kwargs["rule"], gate.kwargs["tau"], gate.args[1]) == ("gate", 1, "none")
 
 
 def _is_layer(node: fx.Node) -> bool:
@@ -173,7 +172,7 @@ def _is_layer(node: fx.Node) -> bool:
 def _apply(builder: GraphBuilder, node: fx.Node, before: float, scale: float) -> bool:
     """Scale a layer's weights, a sum's constant, or a gate's settings; true if the gate has no factor any more."""
     if _is_layer(node):
-        _, weight, bias, *_ = (*node.args, None)
+        weight, bias = weights(node)
         _multiply(builder, node, weight, "weight", scale / before)
         _multiply(builder, node, bias, "bias", scale)
     elif node.target is gates.gelu and scale == GELU_OUT:
@@ -193,8 +192,10 @@ def _apply(builder: GraphBuilder, node: fx.Node, before: float, scale: float) ->
     return False
 
 
-def _multiply(builder: GraphBuilder, reader: fx.Node, constant: object, name: str, factor: float) -> None:
-    if factor == 1 or not isinstance(constant, fx.Node):
+def _multiply(
+    builder: GraphBuilder, reader: fx.Node, constant: fx.Node | None, name: str, factor: float
+) -> None:
+    if factor == 1 or constant is None:
         return
     data = parameter(builder.module, constant).double() * factor
     path = reader.meta["path"] or reader.name

@@ -64,7 +64,8 @@ def _fold_factor(builder: GraphBuilder, product: fx.Node) -> bool:
     if scale.numel() != scale.shape[channel]:
         return False
     outputs = scale.double().reshape(-1).expand(shape(layer)[channel])
-    _, weight, bias, *_ = (*layer.args, None)
+    weight, bias = weights(layer)
+    assert weight is not None
     data = parameter(builder.module, weight).double()
     scaled = data * outputs.reshape([-1] + [1] * (data.ndim - 1))
     shift = None if bias is None else parameter(builder.module, bias).double() * outputs
@@ -83,9 +84,10 @@ def _fold_norm(builder: GraphBuilder, norm: fx.Node) -> bool:
         return False
     if not all(layer.target == aten.linear.default and _has_own_constants(layer) for layer in layers):
         return False
-    weight, bias = ([*affine, None, None])[:2]
+    weight, bias = weights(norm, 2)
     for layer in layers:
-        _, rows, own, *_ = (*layer.args, None)
+        rows, own = weights(layer)
+        assert rows is not None
         data = parameter(builder.module, rows).double()
         shift = None if own is None else parameter(builder.module, own).double()
         if bias is not None:
@@ -96,6 +98,14 @@ def _fold_norm(builder: GraphBuilder, norm: fx.Node) -> bool:
         _exchange(builder, layer, data, shift)
     norm.args = (x, sizes, None, None, *norm.args[4:])
     return True
+
+
+def weights(layer: fx.Node, first: int = 1) -> tuple[fx.Node | None, fx.Node | None]:
+    """Weight and bias, which stand at `first` and behind it among the arguments."""
+    weight, bias = (*layer.args, None, None)[first : first + 2]
+    assert weight is None or isinstance(weight, fx.Node)
+    assert bias is None or isinstance(bias, fx.Node)
+    return weight, bias
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:
@@ -117,12 +127,14 @@ def _has_own_constants(layer: fx.Node) -> bool:
 def _exchange(builder: GraphBuilder, layer: fx.Node, weight: Tensor, bias: Tensor | None) -> None:
     """Give a layer other weights, and a bias if it had none."""
     path = layer.meta["path"] or layer.name
-    _, old_weight, old_bias, *options = (*layer.args, None)[: max(3, len(layer.args))]
+    old_weight, old_bias = weights(layer)
+    assert old_weight is not None
     with builder.replacing(layer):
-        builder.replace_constant(old_weight, f"{path}.folded_weight", weight.float())  # type: ignore[arg-type]
+        builder.replace_constant(old_weight, f"{path}.folded_weight", weight.float())
         if bias is None:
             return
         if old_bias is not None:
-            builder.replace_constant(old_bias, f"{path}.folded_bias", bias.float())  # type: ignore[arg-type]
+            builder.replace_constant(old_bias, f"{path}.folded_bias", bias.float())
         else:
-            layer.args = (*layer.args[:2], builder.constant(f"{path}.folded_bias", bias.float()), *options)
+            new_bias = builder.constant(f"{path}.folded_bias", bias.float())
+            layer.args = (*layer.args[:2], new_bias, *layer.args[3:])

@@ -81,9 +81,14 @@ def _cropped(node: fx.Node) -> tuple[fx.Node, list[int]]:
     starts = [0, 0]
     while len(node.users) == 1:
         (user,) = node.users
-        if user.target != aten.slice.Tensor or user.args[1] not in (2, 3) or user.args[4:] not in ((), (1,)):
+        if user.target != aten.slice.Tensor:
             break
-        starts[user.args[1] - 2] += user.args[2]  # type: ignore[operator]
+        _, dim, start, _, *step = user.args
+        if dim not in (2, 3) or step not in ([], [1]):
+            break
+        assert isinstance(dim, int)
+        assert isinstance(start, int)
+        starts[dim - 2] += start
         node = user
     return node, starts
 

@@ -143,7 +143,9 @@ def as_product(pull: Pull, gate: fx.Node) -> fx.Node | None:
     if gate.target is gates.erf_gelu:
         return (x * (x.erf() + 1.0)).node
     if gate.target is gates.silu:
-        return (x * (x * options[0]).sigmoid()).node  # type: ignore[operator]
+        sharpness = options[0]
+        assert isinstance(sharpness, int | float)
+        return (x * (x * sharpness).sigmoid()).node
     if gate.target is gates.hardswish:
         return (x * x.hardsigmoid()).node
     if gate.target is gates.mish:
