@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 
@@ -16,6 +17,9 @@ aten = torch.ops.aten
 
 FEWEST = 16
 """Channels from which on a dense convolution is split: kernels compute as many at once, and few would be padded."""
+
+MOST = 4
+"""Phases, each a convolution of its own."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def split_strided_adjoints(module: fx.GraphModule) -> int:
 
     What is cut off is not computed. The weights are cut in the graph, so that the file has one copy of them.
     onnxruntime's CPU provider takes half the time for depthwise ones, and three quarters for dense ones; kernels of one
-    cell, and convolutions of few channels, it transposes as fast as anything.
+    cell, convolutions of few channels and patches of many cells it transposes as fast as anything.
     """
     builder = GraphBuilder(module)
     count = 0
@@ -73,7 +77,8 @@ def _is_worth_it(
         return False
     depthwise = groups == outputs and group_inputs == 1
     dense = groups == 1 and min(outputs, group_inputs) >= FEWEST
-    return max(kernel) > 1 and (depthwise or dense) and max(stride) <= max(kernel)
+    few_phases = math.prod(stride) <= MOST and max(stride) <= max(kernel)
+    return max(kernel) > 1 and (depthwise or dense) and few_phases
 
 
 def _cropped(node: fx.Node) -> tuple[fx.Node, list[int]]:
