@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sptrace.binding import BoundExplainer
 from sptrace.errors import SptraceError, UnsupportedError, VerificationError
 from sptrace.runtime import Explainer, Explanation, load
 from sptrace.softening import Softening
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sptrace.compiler import Program, compile
 
 __all__ = [
+    "BoundExplainer",
     "Explainer",
     "Explanation",
     "Program",

@@ -19,12 +19,17 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from sptrace.artifact import METADATA_KEY, Description
+from sptrace.binding import BoundExplainer
 from sptrace.errors import SptraceError
 from sptrace.programs import program_kind
 
 Provider = str | tuple[str, dict[str, Any]]
 Target = int | str | Sequence[int | str] | NDArray[np.integer[Any]] | None
 PREDICTED = -1
+_INSTALL = dict.fromkeys(
+    ("CUDAExecutionProvider", "TensorrtExecutionProvider"),
+    "; pip install onnxruntime-gpu in place of onnxruntime",
+)
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
@@ -83,11 +88,15 @@ class Explainer:
         units: how many classes there are to explain, or channels if the artifact explains a layer.
         takes_direction: does it explain a direction, in place of a target?
         settings: what `explain` takes beside these, with the dtype of each.
+        batch: how many images it takes at a time; None for any number.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, description: Description) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, description: Description, batch: int | None = None
+    ) -> None:
         self._session = session
         self.description = description
+        self.batch = batch
         self.labels = description.labels
         self.classes = description.classes
         self.input_size = description.preprocessing.size
@@ -133,6 +142,19 @@ class Explainer:
             SptraceError: `image` has the wrong type or shape, `target` is not a class of this network,
                 `direction` is missing or not wanted or has the wrong shape, or the program has no such setting.
         """
+        feeds = self.feeds(image, target, direction, settings)
+        return self.explanation(
+            feeds, dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+        )
+
+    def feeds(
+        self,
+        image: NDArray[np.floating[Any]],
+        target: Target,
+        direction: NDArray[np.floating[Any]] | None,
+        settings: Mapping[str, float],
+    ) -> dict[str, NDArray[Any]]:
+        """What the artifact's inputs are given for these arguments of `explain`, by name; errors as there."""
         image = self._check_image(image)
         feeds = {"image": image, **self._feeds(settings)}
         if self.takes_direction:
@@ -143,9 +165,30 @@ class Explainer:
             )
         else:
             feeds["target"] = self._resolve(target, len(image))
-        answers = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+        return feeds
+
+    def explanation(
+        self, feeds: Mapping[str, NDArray[Any]], answers: Mapping[str, NDArray[np.float32]]
+    ) -> Explanation:
+        """The artifact's answers to what it was given, each by name."""
         targets = None if self.takes_direction else self._resolved(feeds["target"], answers)
         return Explanation(target=targets, labels=self.labels, **answers)
+
+    def bind(self, batch: int, *, device: str = "cpu", device_id: int = 0) -> BoundExplainer:
+        """Give inputs and outputs of one batch size places in memory that stay the same.
+
+        Arguments:
+            batch: number of images, 1 or more; that of `load`, if one was given there.
+            device: "cpu", or "cuda" where the CUDA or TensorRT provider runs the artifact.
+            device_id: the number of the device.
+
+        Raises:
+            SptraceError: the batch is another than that of `load`, or there is no such device.
+        """
+        if batch < 1 or (self.batch is not None and batch != self.batch):
+            wanted = "1 or more" if self.batch is None else f"{self.batch}, as it was loaded"
+            raise SptraceError(f"cannot bind a batch of {batch}: give {wanted}")
+        return BoundExplainer(self, self._session, batch, device, device_id)
 
     def attribute(
         self,
@@ -219,6 +262,10 @@ class Explainer:
         advice = "sptrace.photo.prepare makes one from a photograph"
         if image.ndim != 4 or image.shape[1:] != (3, height, width) or len(image) == 0:
             raise SptraceError(f"the image is {list(image.shape)} and {wanted}: {advice}")
+        if self.batch is not None and len(image) != self.batch:
+            raise SptraceError(
+                f"{len(image)} images where the artifact was loaded for {self.batch}: load it without batch="
+            )
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
             image = np.ascontiguousarray(image, dtype=np.float32)
         if not np.isfinite(image).all():
@@ -282,15 +329,22 @@ class Explainer:
 
 
 def load(
-    path: str | os.PathLike[str], *, providers: Sequence[Provider] | None = None, threads: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    providers: Sequence[Provider] | None = None,
+    threads: int | None = None,
+    batch: int | None = None,
 ) -> Explainer:
     """Load an artifact.
 
     Arguments:
         path: an ONNX file written by sptrace.
         providers: onnxruntime's execution providers in order of preference, as names or (name, options)
-            pairs. What they cannot run, onnxruntime runs on the CPU. None: the CPU alone.
+            pairs, whose options are passed on as they are. What they cannot run, onnxruntime runs on the CPU. None:
+            the CPU alone.
         threads: how many threads one operator may use on the CPU; None lets onnxruntime choose.
+        batch: take this number of images at a time and no other. Then onnxruntime works out all sizes when it loads,
+            and a CUDA graph has no size left on the CPU. None: any number.
 
     Returns:
         An explainer that is ready to run.
@@ -304,16 +358,16 @@ def load(
     chosen: Sequence[Provider] = ["CPUExecutionProvider"] if providers is None else providers
     names = [provider if isinstance(provider, str) else provider[0] for provider in chosen]
     _require_providers(names, onnxruntime.get_available_providers(), "is not part of this onnxruntime")
-    session = _session(path, chosen, threads)
+    session = _session(path, chosen, threads, batch)
     _require_providers(names, session.get_providers(), "did not start (onnxruntime's own message says why)")
     metadata = session.get_modelmeta().custom_metadata_map
     if METADATA_KEY not in metadata:
         raise SptraceError(f"{path} was not written by sptrace: compile the network with `sptrace compile`")
-    return Explainer(session, Description.from_json(metadata[METADATA_KEY]))
+    return Explainer(session, Description.from_json(metadata[METADATA_KEY]), batch)
 
 
 def _session(
-    path: str | os.PathLike[str], providers: Sequence[Provider], threads: int | None
+    path: str | os.PathLike[str], providers: Sequence[Provider], threads: int | None, batch: int | None
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = (
@@ -323,6 +377,10 @@ def _session(
         if threads < 1:
             raise SptraceError(f"cannot run on {threads} threads: give 1 or more")
         options.intra_op_num_threads = threads
+    if batch is not None:
+        if batch < 1:
+            raise SptraceError(f"cannot take {batch} images at a time: give 1 or more")
+        options.add_free_dimension_override_by_name("N", batch)
     try:
         # Its fallback would move the session to the CPU when a provider fails, at the start or later.
         return onnxruntime.InferenceSession(
@@ -336,7 +394,10 @@ def _session(
 def _require_providers(wanted: Sequence[str], present: Sequence[str], problem: str) -> None:
     for name in wanted:
         if name not in present:
-            raise SptraceError(f"the execution provider {name} {problem}: available are {', '.join(present)}")
+            advice = _INSTALL.get(name, "")
+            raise SptraceError(
+                f"the execution provider {name} {problem}: available are {', '.join(present)}{advice}"
+            )
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ import pytest
 import sptrace
 
 PUBLIC = {
+    "BoundExplainer",
     "Explainer",
     "Explanation",
     "Program",

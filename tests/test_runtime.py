@@ -216,6 +216,34 @@ def test_a_provider_may_have_options(toy: Any, images: np.ndarray) -> None:
     assert explainer.explain(images).target.shape == (3,)
 
 
+@pytest.mark.parametrize(
+    "provider",
+    [
+        "CUDAExecutionProvider",
+        ("CUDAExecutionProvider", {"enable_cuda_graph": True, "device_id": 1}),
+        ("TensorrtExecutionProvider", {"trt_fp16_enable": True, "trt_engine_cache_enable": True}),
+    ],
+)
+def test_gpu_providers(toy: Any, monkeypatch: pytest.MonkeyPatch, provider: Any) -> None:
+    """They are not in this onnxruntime, which says what to install; where they are, their options reach it."""
+    name = provider if isinstance(provider, str) else provider[0]
+    with refused(rf"{name} is not part of .*; pip install onnxruntime-gpu in place of onnxruntime$"):
+        runtime.load(toy.path, providers=[provider, "CPUExecutionProvider"])
+    session, given = runtime.onnxruntime.InferenceSession(str(toy.path)), []
+
+    def start(path: str, options: Any, *, providers: Any, enable_fallback: int) -> Any:
+        given.extend(providers)
+        assert not enable_fallback
+        return session
+
+    names = [name, "CPUExecutionProvider"]
+    monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(runtime.onnxruntime, "InferenceSession", start)
+    monkeypatch.setattr(session, "get_providers", lambda: names)
+    assert runtime.load(toy.path, providers=[provider, "CPUExecutionProvider"]).providers == tuple(names)
+    assert given == [provider, "CPUExecutionProvider"]
+
+
 def test_threads_are_checked(toy: Any) -> None:
     with refused("0 threads"):
         runtime.load(toy.path, threads=0)
