@@ -32,6 +32,7 @@ from sptrace.passes.fold_batch_norms import fold_batch_norms
 from sptrace.passes.fold_constants import fold_constants
 from sptrace.passes.fold_scales import fold_scales
 from sptrace.passes.functionalize import functionalize
+from sptrace.passes.halve import halve
 from sptrace.passes.lift_parameters import lift_parameters
 from sptrace.passes.remove_casts import remove_casts
 from sptrace.passes.remove_identities import remove_identities
@@ -121,6 +122,7 @@ __all__ = [
     "fold_constants",
     "fold_scales",
     "functionalize",
+    "halve",
     "lift_parameters",
     "remove_casts",
     "remove_identities",

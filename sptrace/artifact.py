@@ -16,6 +16,19 @@ METADATA_KEY = "sptrace"
 FORMAT = 1
 
 
+PRECISIONS = ("fp32", "fp16")
+
+
+def check_precision(precision: str) -> None:
+    """Refuse what is no precision.
+
+    Raises:
+        SptraceError: it is none of `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise SptraceError(f"there is no precision {precision!r}: use {' or '.join(PRECISIONS)}")
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a photograph becomes the network's input.
@@ -141,6 +154,7 @@ class Description:
     labels: tuple[str, ...] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     verification: Verification | None = None
+    precision: str = "fp32"
     format: int = field(default=FORMAT)
 
     def as_dict(self) -> dict[str, Any]:

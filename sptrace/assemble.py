@@ -83,6 +83,7 @@ def assemble(
         explained = logits if neuron.layer is None else features
         activation = direction.activation(module, explained, neuron)
         chosen, cotangent = direction.choose(module, explained, activation, neuron)
+        cotangent.meta["seed"] = True
         results = {
             "attribution": pull_back(module, explained, cotangent, image),
             "logits": logits,

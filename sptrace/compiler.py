@@ -13,8 +13,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from sptrace import capture, layers
-from sptrace.artifact import METADATA_KEY, Description, Preprocessing
+from sptrace import capture, half_precision, layers
+from sptrace.artifact import METADATA_KEY, Description, Preprocessing, check_precision
 from sptrace.assemble import assemble
 from sptrace.composition import compose
 from sptrace.emission import emit, saving
@@ -78,6 +78,7 @@ def compile(
     std: Sequence[float] | None = None,
     input_range: tuple[float, float] = (-1.0, 1.0),
     labels: Sequence[str] | None = None,
+    precision: str = "fp32",
     progress: Progress = lambda stage: None,
     **options: Any,
 ) -> Program:
@@ -96,6 +97,8 @@ def compile(
         std: three numbers above 0; see `mean`.
         input_range: the values of black and white in `image`.
         labels: one name per class, kept in the artifact.
+        precision: "fp32", or "fp16": weights and activations in half precision, for GPUs. Inputs and outputs are
+            float32 all the same; verified at `sptrace.verification.verify.HALF`.
         progress: called with a few words as each stage begins.
         options: settings of the program, as `sptrace.programs.PROGRAMS` lists them; for example clamp="every". Most
             programs explain another neuron than a class with layer="features.8", the path of a module whose output is
@@ -130,6 +133,7 @@ def compile(
         softening=Softening.of(softening),
         calibration=calibration,
         options=options,
+        precision=precision,
         progress=progress,
     )
 
@@ -143,6 +147,7 @@ def compile_network(
     softening: Softening,
     calibration: Tensor | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
+    precision: str = "fp32",
     progress: Progress = lambda stage: None,
 ) -> Program:
     """Compile a network whose preprocessing is known; arguments and errors as in `compile`."""
@@ -152,6 +157,7 @@ def compile_network(
     preprocessing = network.preprocessing
     if (preprocessing.mean is None) != (preprocessing.std is None):
         raise SptraceError("mean and std belong together: give both or neither")
+    check_precision(precision)
     pictures = _calibration(calibration, example, softening)
     progress("capturing the network")
     capture.check(network.module, example)
@@ -166,6 +172,8 @@ def compile_network(
         raise SptraceError(
             f"{len(network.labels)} labels for {assembled.classes} classes: give one name per class"
         )
+    if precision == "fp16":
+        half_precision.halve(assembled, example)
     progress("writing ONNX")
     module = compose(program, assembled, settings)
     model = emit(module, network.name)
@@ -174,7 +182,7 @@ def compile_network(
     eager_settings = kind.for_verification(settings, hard)
     eager = Eager(program, eager_settings, network.module, preprocessing, softening, pictures)
     with saving.loadable(model) as given:
-        verification = verify(given, module, eager, example, hard)
+        verification = verify(given, module, eager, example, hard, half=precision == "fp16")
     description = Description(
         version=__version__,
         program=program,
@@ -189,6 +197,7 @@ def compile_network(
         scales=assembled.scales,
         labels=network.labels,
         verification=verification,
+        precision=precision,
     )
     model.metadata_props[METADATA_KEY] = description.to_json()
     return Program(module, description, model)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from sptrace import models
-from sptrace.artifact import Description
+from sptrace.artifact import Description, check_precision
 from sptrace.cli.settings import read_settings
 from sptrace.cli.softening import read_photographs, read_softening
 from sptrace.errors import SptraceError
@@ -98,6 +98,9 @@ def compile_(
     direction: Annotated[
         bool, typer.Option("--direction", help="Explain a direction given at run time, in place of a target.")
     ] = False,
+    precision: Annotated[
+        str, typer.Option(help="fp32, or fp16 for GPUs: half the file, float32 inputs and outputs.")
+    ] = "fp32",
     mean: Annotated[
         str | None,
         typer.Option(metavar="R,G,B", help="Normalisation of pixels in 0..1, in place of the network's."),
@@ -108,6 +111,7 @@ def compile_(
     if output.suffix != ".onnx":
         raise SptraceError(f"cannot write the artifact to {output}: end its name in .onnx")
     require_writable(output)
+    check_precision(precision)
     options = _with_neuron(read_settings(option), layer, unit, position, direction)
     program_kind(program).settings(options)
     softening = read_softening(preset, tau, rule, override, "calibration" if calibrate else "sample")
@@ -119,7 +123,7 @@ def compile_(
         show("loading the network")
         network = _normalised(models.resolve(model, weights=weights, size=size), *normalisation)
         pictures = read_photographs(calibrate, network.preprocessing) if calibrate else None
-        description = _compile(network, output, program, softening, pictures, options, show)
+        description = _compile(network, output, program, softening, pictures, options, precision, show)
     seconds = time.perf_counter() - start
     console.print(_verified(description), soft_wrap=True)
     console.print(f"saved {output} ({output.stat().st_size / 1e6:.1f} MB) in {seconds:.1f} s", soft_wrap=True)
@@ -158,6 +162,7 @@ def _compile(
     softening: Softening,
     pictures: NDArray[np.float32] | None,
     options: dict[str, Setting],
+    precision: str,
     show: Callable[[str], None],
 ) -> Description:
     # Only now: a wrong model name should not wait for torch, and its absence is the model source's error to tell.
@@ -172,6 +177,7 @@ def _compile(
         softening=softening,
         calibration=None if pictures is None else torch.from_numpy(pictures),
         options=options,
+        precision=precision,
         progress=show,
     )
     show("saving")

@@ -49,6 +49,7 @@ def _summary(artifact: Path, file: OnnxFile, description: Description) -> Table:
         ("program", description.program),
         *([("settings", _settings(description))] if description.settings else []),
         ("softening", _softening(description)),
+        ("precision", description.precision),
         ("network", description.network),
         ("weights", description.weights),
         ("parameters", f"{description.parameters:,}"),

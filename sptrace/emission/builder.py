@@ -20,6 +20,7 @@ IR_VERSION = 10
 
 DTYPES = {
     torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
     torch.int64: ir.DataType.INT64,
     torch.bool: ir.DataType.BOOL,
 }
