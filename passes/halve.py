@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, fx
 
@@ -107,9 +109,8 @@ class _Halving:
             elif node.op == "call_function":
                 dtype = self._dtype(node)
                 with graph.inserting_before(node):
-                    node.args, node.kwargs = fx.node.map_arg(
-                        (node.args, node.kwargs), lambda item, dtype=dtype: self._as(item, dtype)
-                    )
+                    cast = partial(self._as, dtype=dtype)
+                    node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), cast)
                 propagate(node)
                 count += dtype == torch.float16
         graph.eliminate_dead_code()
@@ -162,8 +163,9 @@ class _Halving:
 
 def _compares_maxima(node: fx.Node) -> bool:
     """A hard max pool finds its maximum by equality: both sides must come from the very same numbers."""
-    padding = node.target == aten.constant_pad_nd.default and node.args[2:] == (float("-inf"),)
-    return padding or (node.target is gates.max_pool2d and node.kwargs["rule"] == "hard")
+    if node.target == aten.constant_pad_nd.default:
+        return node.args[2:] == (float("-inf"),)
+    return node.target is gates.max_pool2d and node.kwargs["rule"] == "hard"
 
 
 def _is_floating(node: fx.Node) -> bool:
