@@ -21,7 +21,7 @@ WARM_UP = 2
 """Unmeasured explanations of each side after its first."""
 
 PAUSE_SECONDS = 0.03
-"""Before each measurement: a side's threads go on spinning for some milliseconds after their work."""
+"""Before each side's turn: another side's threads go on spinning for some milliseconds after their work."""
 
 TOLERANCE = 1e-3
 """How far a peer's attribution may be from ours; it is far below what another method would give."""

@@ -59,7 +59,7 @@ class Worker:
             return Failed(str(error))
 
     def run(self) -> float:
-        """Explain once more: seconds.
+        """Explain twice more: seconds of the second time.
 
         Raises:
             SptraceError: the process has ended, or the side raised.
@@ -125,6 +125,7 @@ def _serve(orders: BinaryIO, answers: BinaryIO) -> None:
         answer(Ready(loaded - start, time.perf_counter() - loaded, attribution))
         del attribution
         while pickle.load(orders) == "run":
+            explain()  # so that caches hold this side's weights again, and not those of the side before
             start = time.perf_counter()
             explain()
             answer(time.perf_counter() - start)
