@@ -116,7 +116,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture
 def explain(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Tensor, int]]:
     """Attribution and class of a program by its artifact. Without verification, whose work captum does here."""
-    monkeypatch.setattr("sptrace.compiler.verify", lambda *_: None)
+    monkeypatch.setattr("sptrace.compiler.verify", lambda *_, **__: None)
 
     def explain(program: str, **options: Any) -> tuple[Tensor, int]:
         compiled = sptrace.compile(

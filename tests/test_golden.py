@@ -76,7 +76,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture
 def compile_to_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """Write an artifact. Without verification, whose work the golden files do here, and which has its own tests."""
-    monkeypatch.setattr("sptrace.compiler.verify", lambda *_: None)
+    monkeypatch.setattr("sptrace.compiler.verify", lambda *_, **__: None)
     path = tmp_path / "program.onnx"
 
     def write(case: Case, program: str, **options: str) -> Path:
