@@ -216,6 +216,23 @@ def test_a_provider_may_have_options(toy: Any, images: np.ndarray) -> None:
     assert explainer.explain(images).target.shape == (3,)
 
 
+def test_memory_is_laid_out_beforehand_for_gpus_alone(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA graphs need it; on a CPU it costs memory and gains nothing."""
+    seen = []
+    real = runtime.onnxruntime.InferenceSession
+
+    def session(path: str, options: Any, **_: Any) -> Any:
+        seen.append(options.enable_mem_pattern)
+        return real(path)
+
+    cuda = "CUDAExecutionProvider"
+    monkeypatch.setattr(runtime.onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(runtime, "_require_providers", lambda *_: None)
+    for providers in (None, [("CPUExecutionProvider", {})], [cuda], [(cuda, {}), "CPUExecutionProvider"]):
+        runtime.load(toy.path, providers=providers)
+    assert seen == [False, False, True, True]
+
+
 @pytest.mark.parametrize(
     "provider",
     [
