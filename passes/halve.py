@@ -165,7 +165,7 @@ def _compares_maxima(node: fx.Node) -> bool:
     """A hard max pool finds its maximum by equality: both sides must come from the very same numbers."""
     if node.target == aten.constant_pad_nd.default:
         return bool(node.args[2:] == (float("-inf"),))
-    return node.target is gates.max_pool2d and node.kwargs["rule"] == "hard"
+    return node.target is gates.max_pool2d and bool(node.kwargs["rule"] == "hard")
 
 
 def _is_floating(node: fx.Node) -> bool:

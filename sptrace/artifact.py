@@ -17,6 +17,19 @@ FORMAT = 1
 
 
 PRECISIONS = ("fp32", "fp16")
+INPUTS = ("float32", "uint8")
+
+
+def check_input(kind: str, overlay: bool) -> None:
+    """Refuse what is no kind of input, and an overlay of what is no photograph.
+
+    Raises:
+        SptraceError: `kind` is none of `INPUTS`, or an overlay is asked for and it is not "uint8".
+    """
+    if kind not in INPUTS:
+        raise SptraceError(f"there is no input {kind!r}: use {' or '.join(INPUTS)}")
+    if overlay and kind != "uint8":
+        raise SptraceError("an overlay lies over the photograph: compile with input uint8 (--input uint8)")
 
 
 def check_precision(precision: str) -> None:
@@ -127,6 +140,8 @@ class Verification:
         onnxruntime, torch: the versions that were compared.
         batches: one entry per batch size.
         settings: the run-time settings at which the program was verified, for example steps of an ascent.
+        pixels: of artifacts that take uint8, how far what they make of photographs is from Pillow's, in levels of
+            255.
     """
 
     tolerance: float
@@ -135,11 +150,16 @@ class Verification:
     torch: str
     batches: tuple[Measured, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    pixels: float | None = None
 
 
 @dataclass(frozen=True)
 class Description:
-    """Everything an artifact says about itself."""
+    """Everything an artifact says about itself.
+
+    `input` is one of `INPUTS`: what `image` is. "float32": [N, 3, height, width], prepared as `preprocessing` says.
+    "uint8": [N, H, W, 3] of any size, which the artifact prepares so itself. `overlay`: is there such an output?
+    """
 
     version: str
     program: str
@@ -155,6 +175,8 @@ class Description:
     settings: dict[str, Any] = field(default_factory=dict)
     verification: Verification | None = None
     precision: str = "fp32"
+    input: str = "float32"
+    overlay: bool = False
     format: int = field(default=FORMAT)
 
     def as_dict(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -14,16 +14,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from sptrace import capture, half_precision, layers
-from sptrace.artifact import METADATA_KEY, Description, Preprocessing, check_precision
+from sptrace.artifact import METADATA_KEY, Description, Preprocessing, check_input, check_precision
 from sptrace.assemble import assemble
 from sptrace.composition import compose
 from sptrace.emission import emit, saving
+from sptrace.emission.pictures import take_pictures
 from sptrace.errors import SptraceError
 from sptrace.models.network import Network
 from sptrace.neuron import Neuron
 from sptrace.programs import program_kind
 from sptrace.softening import Softening
 from sptrace.verification.eager_explainer import Eager
+from sptrace.verification.pictures import verify_pictures
 from sptrace.verification.verify import verify
 from sptrace.version import __version__
 
@@ -36,7 +38,8 @@ class Program:
     """A compiled and verified program.
 
     Attributes:
-        module: the program as an ordinary torch.fx.GraphModule. Inputs: image float32 [N, 3, H, W], target int64
+        module: the program as an ordinary torch.fx.GraphModule. Inputs: image float32 [N, 3, H, W] (prepared, also
+            where the artifact takes uint8), target int64
             [N] (-1: the predicted class) or direction float32 [N, units]. Outputs: attribution, of the image's shape,
             logits [N, classes], with a layer activation [N, units], of an ascent image_out.
         description: what the artifact will say about itself.
@@ -79,6 +82,8 @@ def compile(
     input_range: tuple[float, float] = (-1.0, 1.0),
     labels: Sequence[str] | None = None,
     precision: str = "fp32",
+    input: str = "float32",
+    overlay: bool = False,
     progress: Progress = lambda stage: None,
     **options: Any,
 ) -> Program:
@@ -99,6 +104,11 @@ def compile(
         labels: one name per class, kept in the artifact.
         precision: "fp32", or "fp16": weights and activations in half precision, for GPUs. Inputs and outputs are
             float32 all the same; verified at `sptrace.verification.verify.HALF`.
+        input: "float32": the artifact takes what the program takes. "uint8": it takes photographs, uint8
+            [N, H, W, 3] of any size, and squeezes them into the example's size itself: antialiased, within one level
+            of 255 of Pillow.
+        overlay: with input "uint8", let the artifact give `overlay` too, uint8 [N, H, W, 3]: the photograph in light
+            grey, red where it speaks for the target and blue where against.
         progress: called with a few words as each stage begins.
         options: settings of the program, as `sptrace.programs.PROGRAMS` lists them; for example clamp="every". Most
             programs explain another neuron than a class with layer="features.8", the path of a module whose output is
@@ -134,6 +144,8 @@ def compile(
         calibration=calibration,
         options=options,
         precision=precision,
+        input=input,
+        overlay=overlay,
         progress=progress,
     )
 
@@ -148,6 +160,8 @@ def compile_network(
     calibration: Tensor | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     precision: str = "fp32",
+    input: str = "float32",
+    overlay: bool = False,
     progress: Progress = lambda stage: None,
 ) -> Program:
     """Compile a network whose preprocessing is known; arguments and errors as in `compile`."""
@@ -158,6 +172,7 @@ def compile_network(
     if (preprocessing.mean is None) != (preprocessing.std is None):
         raise SptraceError("mean and std belong together: give both or neither")
     check_precision(precision)
+    check_input(input, overlay)
     pictures = _calibration(calibration, example, softening)
     progress("capturing the network")
     capture.check(network.module, example)
@@ -183,6 +198,11 @@ def compile_network(
     eager = Eager(program, eager_settings, network.module, preprocessing, softening, pictures)
     with saving.loadable(model) as given:
         verification = verify(given, module, eager, example, hard, half=precision == "fp16")
+        if input == "uint8":
+            take_pictures(model, preprocessing, overlay)
+            with saving.loadable(model) as taking:
+                pixels = verify_pictures(taking, given, preprocessing)
+            verification = replace(verification, pixels=pixels)
     description = Description(
         version=__version__,
         program=program,
@@ -198,6 +218,8 @@ def compile_network(
         labels=network.labels,
         verification=verification,
         precision=precision,
+        input=input,
+        overlay=overlay,
     )
     model.metadata_props[METADATA_KEY] = description.to_json()
     return Program(module, description, model)

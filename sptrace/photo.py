@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sptrace.artifact import Preprocessing
 from sptrace.errors import SptraceError
+from sptrace.images import require_thick
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -94,10 +95,7 @@ def crop(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     resampling = _RESAMPLING[preprocessing.interpolation]
     if preprocessing.resize is None:
         return picture.resize((width, height), resampling)
-    if max(picture.size) > 100 * min(picture.size):
-        raise SptraceError(
-            f"a picture of {picture.width} x {picture.height} pixels is too thin: crop it first"
-        )
+    require_thick(picture.height, picture.width)
     scale = max(preprocessing.resize / min(picture.size), width / picture.width, height / picture.height)
     # The small term keeps a product that should be whole from falling just below it.
     resized_width = max(width, int(picture.width * scale + 1e-6))

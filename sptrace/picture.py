@@ -36,8 +36,9 @@ _COLOURS = (
     (239, 138, 98),
     (178, 24, 43),
 )
+POSITIVE, NEGATIVE = _COLOURS[-1], _COLOURS[0]
 # A few extreme pixels would otherwise make all the others pale.
-_PERCENTILE = 99.0
+PERCENTILE = 99.0
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def magnitude(values: NDArray[np.floating]) -> float:
 
     If that is zero it is their maximum, and 1 if all of them are zero.
     """
-    return float(np.percentile(np.abs(values), _PERCENTILE)) or float(np.abs(values).max()) or 1.0
+    return float(np.percentile(np.abs(values), PERCENTILE)) or float(np.abs(values).max()) or 1.0
 
 
 def _draw_row(canvas: Image.Image, top: int, panel: tuple[int, int], photo: Image.Image, row: Row) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sptrace.artifact import METADATA_KEY, Description
 from sptrace.binding import BoundExplainer
 from sptrace.errors import SptraceError
+from sptrace.images import checked
 from sptrace.programs import program_kind
 
 Provider = str | tuple[str, dict[str, Any]]
@@ -45,6 +46,7 @@ class Explanation:
         image_out: float32 [N, 3, H, W], the picture that an ascent arrives at; None for other programs.
         activation: float32 [N, channels] of the layer whose channels are explained; None where classes are.
         logits_out: float32 [N, classes] of `image_out`; None if the artifact does not give them.
+        overlay: uint8 [N, H, W, 3], the explanation drawn over the photograph; None if the artifact does not draw it.
     """
 
     attribution: NDArray[np.float32]
@@ -54,6 +56,7 @@ class Explanation:
     image_out: NDArray[np.float32] | None = None
     activation: NDArray[np.float32] | None = None
     logits_out: NDArray[np.float32] | None = None
+    overlay: NDArray[np.uint8] | None = None
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
@@ -86,6 +89,7 @@ class Explainer:
         input_range: the values of black and white in `image`.
         providers: names of the execution providers in use, in the order of preference.
         units: how many classes there are to explain, or channels if the artifact explains a layer.
+        takes_pictures: is `image` a photograph, uint8 [N, H, W, 3], which the artifact prepares itself?
         takes_direction: does it explain a direction, in place of a target?
         settings: what `explain` takes beside these, with the dtype of each.
         batch: how many images it takes at a time; None for any number.
@@ -110,11 +114,12 @@ class Explainer:
         self._layer = description.settings["layer"] if "activation" in shapes else None
         self._unit = description.settings.get("unit")
         self.units = self.classes if self._layer is None else int(shapes["activation"][1])
+        self.takes_pictures = description.input == "uint8"
         self.takes_direction = any(item.name == "direction" for item in session.get_inputs())
 
     def explain(
         self,
-        image: NDArray[np.floating[Any]],
+        image: NDArray[np.floating[Any]] | NDArray[np.uint8],
         target: Target = None,
         *,
         direction: NDArray[np.floating[Any]] | None = None,
@@ -124,7 +129,7 @@ class Explainer:
 
         Arguments:
             image: floating point [N, 3, H, W] in `input_range`; `sptrace.photo.prepare` makes one from a
-                photograph.
+                photograph. Of an artifact that `takes_pictures`: uint8 [N, H, W, 3] of any H and W.
             target: the class to explain: its index or its name, for all images or one per image. A name is
                 a label, or one of the comma-separated parts of a label in any case. None, or an index of
                 -1: the predicted class. If the artifact explains a layer, the index of a channel; -1 for the unit
@@ -149,13 +154,14 @@ class Explainer:
 
     def feeds(
         self,
-        image: NDArray[np.floating[Any]],
+        image: NDArray[np.floating[Any]] | NDArray[np.uint8],
         target: Target,
         direction: NDArray[np.floating[Any]] | None,
         settings: Mapping[str, float],
     ) -> dict[str, NDArray[Any]]:
         """What the artifact's inputs are given for these arguments of `explain`, by name; errors as there."""
-        image = self._check_image(image)
+        description = self.description
+        image = checked(image, description.preprocessing, description.input, self.batch)
         feeds = {"image": image, **self._feeds(settings)}
         if self.takes_direction:
             feeds["direction"] = self._check_direction(direction, target, len(image))
@@ -168,7 +174,7 @@ class Explainer:
         return feeds
 
     def explanation(
-        self, feeds: Mapping[str, NDArray[Any]], answers: Mapping[str, NDArray[np.float32]]
+        self, feeds: Mapping[str, NDArray[Any]], answers: Mapping[str, NDArray[Any]]
     ) -> Explanation:
         """The artifact's answers to what it was given, each by name."""
         targets = None if self.takes_direction else self._resolved(feeds["target"], answers)
@@ -183,8 +189,14 @@ class Explainer:
             device_id: the number of the device.
 
         Raises:
-            SptraceError: the batch is another than that of `load`, or there is no such device.
+            SptraceError: the batch is another than that of `load`, there is no such device, or the artifact takes
+                photographs, whose size is not known.
         """
+        if self.takes_pictures:
+            raise SptraceError(
+                "this artifact takes photographs of any size, for which no place can be kept: "
+                "compile it with input float32"
+            )
         if batch < 1 or (self.batch is not None and batch != self.batch):
             wanted = "1 or more" if self.batch is None else f"{self.batch}, as it was loaded"
             raise SptraceError(f"cannot bind a batch of {batch}: give {wanted}")
@@ -192,7 +204,7 @@ class Explainer:
 
     def attribute(
         self,
-        image: NDArray[np.floating[Any]],
+        image: NDArray[np.floating[Any]] | NDArray[np.uint8],
         target: Target = None,
         *,
         direction: NDArray[np.floating[Any]] | None = None,
@@ -201,9 +213,7 @@ class Explainer:
         """The attribution alone, float32 [N, 3, H, W]; arguments and errors as in `explain`."""
         return self.explain(image, target, direction=direction, **settings).attribution
 
-    def _resolved(
-        self, targets: NDArray[np.int64], answers: Mapping[str, NDArray[np.float32]]
-    ) -> NDArray[np.int64]:
+    def _resolved(self, targets: NDArray[np.int64], answers: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         """The targets with every -1 replaced by what the artifact took it for."""
         unnamed = answers.get("activation", answers["logits"]).argmax(axis=1)
         return np.where(targets == PREDICTED, unnamed if self._unit is None else self._unit, targets)
@@ -245,32 +255,6 @@ class Explainer:
                 raise SptraceError(f"{name} must be {options[name].wanted}, not {setting!r}")
             feeds[name] = np.array(setting, dtype=self.settings[name])
         return feeds
-
-    def _check_image(self, image: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """The image as float32, if it is what the artifact takes."""
-        image = np.asarray(image)
-        height, width = self.input_size
-        low, high = self.input_range
-        if not np.issubdtype(image.dtype, np.floating):
-            scaled = f"scaled so that black is {low:g} and white {high:g}"
-            raise SptraceError(f"the image is {image.dtype}: pass float32, {scaled}")
-        wanted = f"the artifact takes [N, 3, {height}, {width}]"
-        if image.shape == (3, height, width):
-            raise SptraceError(f"the image has no batch dimension and {wanted}: pass image[None]")
-        if image.ndim == 4 and image.shape[1:] == (height, width, 3):
-            raise SptraceError(f"the channels come last and {wanted}: pass image.transpose(0, 3, 1, 2)")
-        advice = "sptrace.photo.prepare makes one from a photograph"
-        if image.ndim != 4 or image.shape[1:] != (3, height, width) or len(image) == 0:
-            raise SptraceError(f"the image is {list(image.shape)} and {wanted}: {advice}")
-        if self.batch is not None and len(image) != self.batch:
-            raise SptraceError(
-                f"{len(image)} images where the artifact was loaded for {self.batch}: load it without batch="
-            )
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
-            image = np.ascontiguousarray(image, dtype=np.float32)
-        if not np.isfinite(image).all():
-            raise SptraceError("the image holds NaN or infinite values: mend it before it is explained")
-        return image
 
     def _resolve(self, target: Target, samples: int) -> NDArray[np.int64]:
         """The target as an array of indices, int64 [N]; -1 for the predicted class."""

@@ -451,3 +451,34 @@ def test_the_example_image(input_range: tuple[float, float]) -> None:
     low, high = input_range
     assert low <= image.min() < low + 0.1 * (high - low)
     assert high - 0.1 * (high - low) < image.max() <= high
+
+
+# --- Photographs as input ---
+
+
+def test_an_artifact_that_takes_photographs_says_so() -> None:
+    program = sptrace.compile(classifier(), images(1), input="uint8", overlay=True, mean=MEAN, std=STD)
+    description = program.description
+    assert (description.input, description.overlay) == ("uint8", True)
+    assert 0 <= description.verification.pixels <= 1.001
+    model = onnx.load_from_string(program.onnx_model)
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [each.name for each in model.graph.output] == ["attribution", "logits", "overlay"]
+    assert Description.from_json(description.to_json()) == description
+
+
+@pytest.mark.parametrize("name", ["pullback_ascent", "smooth_pullback", "fusion_pullback", "guided_gradcam"])
+def test_every_kind_of_program_takes_photographs(name: str) -> None:
+    """Loops read the picture from the graph around them."""
+    program = sptrace.compile(classifier(), images(1), program=name, input="uint8", overlay=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 30, 40, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(program.onnx_model, providers=["CPUExecutionProvider"])
+    answers = session.run(["attribution", "overlay"], {"image": pixels, "target": np.array([1, -1])})
+    assert [each.shape for each in answers] == [(2, 3, 16, 16), (2, 30, 40, 3)]
+
+
+def test_unknown_forms_of_input_are_refused() -> None:
+    with pytest.raises(SptraceError, match="there is no input 'uint16': use float32 or uint8"):
+        sptrace.compile(classifier(), images(1), input="uint16")
+    with pytest.raises(SptraceError, match="an overlay lies over the photograph: compile with input uint8"):
+        sptrace.compile(classifier(), images(1), overlay=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from sptrace import runtime
+from sptrace import photo, runtime
 from sptrace.artifact import Preprocessing
 from sptrace.errors import SptraceError
 
@@ -275,3 +276,57 @@ sptrace.runtime.load({str(toy.path)!r}).explain(np.zeros((1, 3, 24, 32), np.floa
 assert not {{"torch", "onnx", "onnx_ir"}} & set(sys.modules), "imports the compiler's dependencies"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- Artifacts that take photographs ---
+
+
+@pytest.fixture(scope="module")
+def of_photographs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One network twice: taking prepared images, and taking photographs."""
+    import torch
+    from small_networks import classifier
+
+    import sptrace
+
+    example = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    folder = tmp_path_factory.mktemp("photographs")
+    for name, form in (("prepared", {}), ("taking", {"input": "uint8", "overlay": True})):
+        sptrace.compile(classifier(), example, **form).save(folder / f"{name}.onnx")
+    return {name: runtime.load(folder / f"{name}.onnx") for name in ("prepared", "taking")}
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 30), (9, 50)])
+def test_photographs_are_explained(of_photographs: dict[str, Any], size: tuple[int, int]) -> None:
+    taking, prepared = of_photographs["taking"], of_photographs["prepared"]
+    assert taking.takes_pictures
+    assert not prepared.takes_pictures
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    answer = taking.explain(pixels, [1, -1])
+    how = prepared.description.preprocessing
+    images = np.concatenate([photo.prepare(Image.fromarray(each), how) for each in pixels])
+    wanted = prepared.explain(images, [1, -1])
+    assert (answer.target == wanted.target).all()
+    # Pillow may round one level elsewhere; of pictures of the network's own size it rounds nothing.
+    exact = size == (16, 16)
+    largest = np.abs(wanted.attribution).max()
+    np.testing.assert_allclose(
+        answer.attribution, wanted.attribution, rtol=0, atol=largest * (1e-6 if exact else 2e-2)
+    )
+    assert (answer.overlay.shape, answer.overlay.dtype) == ((2, *size, 3), np.uint8)
+    assert wanted.overlay is None
+
+
+def test_what_is_no_photograph_is_refused(of_photographs: dict[str, Any]) -> None:
+    taking = of_photographs["taking"]
+    pixels = np.zeros((1, 20, 30, 3), np.uint8)
+    for image, message in (
+        (pixels / 255, "the image is float64 and the artifact takes photographs, uint8"),
+        (pixels[0], r"no batch dimension .*: pass image\[None\]"),
+        (pixels.transpose(0, 3, 1, 2), "colours come last"),
+        (pixels[:, :0], "colours come last"),
+    ):
+        with refused(message):
+            taking.explain(image)
+    with refused("no place can be kept"):
+        taking.bind(1)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from sptrace import models
-from sptrace.artifact import Description, check_precision
+from sptrace.artifact import Description, check_input, check_precision
 from sptrace.cli.settings import read_settings
 from sptrace.cli.softening import read_photographs, read_softening
 from sptrace.errors import SptraceError
@@ -101,6 +101,19 @@ def compile_(
     precision: Annotated[
         str, typer.Option(help="fp32, or fp16 for GPUs: half the file, float32 inputs and outputs.")
     ] = "fp32",
+    input_: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            help="float32: prepared images. uint8: photographs of any size, which the artifact prepares itself.",
+        ),
+    ] = "float32",
+    overlay: Annotated[
+        bool,
+        typer.Option(
+            "--overlay", help="With --input uint8: let the artifact draw the explanation over the photograph."
+        ),
+    ] = False,
     mean: Annotated[
         str | None,
         typer.Option(metavar="R,G,B", help="Normalisation of pixels in 0..1, in place of the network's."),
@@ -112,6 +125,8 @@ def compile_(
         raise SptraceError(f"cannot write the artifact to {output}: end its name in .onnx")
     require_writable(output)
     check_precision(precision)
+    check_input(input_, overlay)
+    form: dict[str, Any] = {"precision": precision, "input": input_, "overlay": overlay}
     options = _with_neuron(read_settings(option), layer, unit, position, direction)
     program_kind(program).settings(options)
     softening = read_softening(preset, tau, rule, override, "calibration" if calibrate else "sample")
@@ -123,7 +138,7 @@ def compile_(
         show("loading the network")
         network = _normalised(models.resolve(model, weights=weights, size=size), *normalisation)
         pictures = read_photographs(calibrate, network.preprocessing) if calibrate else None
-        description = _compile(network, output, program, softening, pictures, options, precision, show)
+        description = _compile(network, output, program, softening, pictures, options, form, show)
     seconds = time.perf_counter() - start
     console.print(_verified(description), soft_wrap=True)
     console.print(f"saved {output} ({output.stat().st_size / 1e6:.1f} MB) in {seconds:.1f} s", soft_wrap=True)
@@ -162,7 +177,7 @@ def _compile(
     softening: Softening,
     pictures: NDArray[np.float32] | None,
     options: dict[str, Setting],
-    precision: str,
+    form: dict[str, Any],
     show: Callable[[str], None],
 ) -> Description:
     # Only now: a wrong model name should not wait for torch, and its absence is the model source's error to tell.
@@ -177,8 +192,8 @@ def _compile(
         softening=softening,
         calibration=None if pictures is None else torch.from_numpy(pictures),
         options=options,
-        precision=precision,
         progress=show,
+        **form,
     )
     show("saving")
     compiled.save(output)

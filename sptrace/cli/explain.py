@@ -81,7 +81,10 @@ def explain(
     preprocessing = explainer.description.preprocessing
     with progress.status("reading the photograph"):
         original = photo.read(photograph)
-        seen, image = photo.crop(original, preprocessing), photo.prepare(original, preprocessing)
+        seen = photo.crop(original, preprocessing)
+        image = (
+            np.asarray(original)[None] if explainer.takes_pictures else photo.prepare(original, preprocessing)
+        )
     with progress.status("explaining"):
         start = time.perf_counter()
         explanation = _explain(explainer, image, target, top, settings)

@@ -110,6 +110,10 @@ def _preprocessing(description: Description) -> Table:
     else:
         resize = f"shorter side to {how.resize}, {how.interpolation}, centre crop to {height} x {width}"
     low, high = how.input_range
+    if description.input == "uint8":
+        pixels = description.verification.pixels if description.verification else None
+        off = "" if pixels is None else f", within {pixels:.2g} levels of 255 of Pillow's"
+        resize += f" (by the artifact{off})"
     rows = [("size", resize), ("range", f"black {low:g}, white {high:g}")]
     if how.mean is not None and how.std is not None:
         rows.append(("mean", f"{', '.join(f'{value:g}' for value in how.mean)} (applied by the artifact)"))

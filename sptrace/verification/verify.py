@@ -83,7 +83,7 @@ def verify(
     Raises:
         VerificationError: they disagree by more than the tolerance, or something is NaN.
     """
-    session = onnxruntime.InferenceSession(onnx_model, _quiet(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(onnx_model, quiet(), providers=["CPUExecutionProvider"])
     settings = {item.name: eager.settings[item.name] for item in session.get_overridable_initializers()}
     (neuron,) = (item for item in session.get_inputs() if item.name in ("target", "direction"))
     names = [item.name for item in session.get_outputs()]
@@ -209,7 +209,7 @@ def _dtype(setting: float) -> type:
     return np.int64 if isinstance(setting, int) else np.float32
 
 
-def _quiet() -> onnxruntime.SessionOptions:
+def quiet() -> onnxruntime.SessionOptions:
     """Without the warning that steps, alpha and so on are inputs with defaults; they are meant to be."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -312,3 +312,24 @@ def test_wrong_neurons(
     assert (status, errors.count("\n")) == (2, 1)
     assert complaint in errors
     assert not (tmp_path / "tiny.onnx").exists()
+
+
+def test_from_photograph_to_overlay(run: Run, exported: Path, tmp_path: Path) -> None:
+    """The artifact prepares the photograph, and what it says of that can be read."""
+    artifact, photograph, numbers = tmp_path / "tiny.onnx", tmp_path / "photo.png", tmp_path / "numbers.npz"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(photograph)
+    status, _, errors = run("compile", exported, "-o", artifact, "--input", "uint8", "--overlay")
+    assert (status, errors) == (0, "")
+    _, output, _ = run("inspect", artifact)
+    assert "(by the artifact" in output
+    assert "levels of 255 of Pillow's" in " ".join(output.split())
+    arguments = ("-o", tmp_path / "why.png", "--save-npz", numbers, "--top", 2)
+    assert run("explain", artifact, photograph, *arguments)[0] == 0
+    assert np.load(numbers)["overlay"].shape == (2, 50, 70, 3)
+
+
+def test_an_overlay_needs_a_photograph(run: Run, exported: Path, tmp_path: Path) -> None:
+    status, _, errors = run("compile", exported, "-o", tmp_path / "tiny.onnx", "--overlay")
+    assert status == 2
+    assert "compile with input uint8" in errors
+    assert not (tmp_path / "tiny.onnx").exists()
