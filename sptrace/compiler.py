@@ -15,11 +15,12 @@ from torch import Tensor, fx, nn
 
 from sptrace import capture, half_precision, layers
 from sptrace.artifact import METADATA_KEY, Description, Preprocessing, check_input, check_precision
-from sptrace.assemble import assemble
+from sptrace.assemble import Assembled, assemble
 from sptrace.composition import compose
 from sptrace.emission import emit, saving
 from sptrace.emission.pictures import take_pictures
 from sptrace.errors import SptraceError
+from sptrace.graph import value
 from sptrace.models.network import Network
 from sptrace.neuron import Neuron
 from sptrace.programs import program_kind
@@ -193,7 +194,7 @@ def compile_network(
     module = compose(program, assembled, settings)
     model = emit(module, network.name)
     progress("verifying")
-    hard = any(gate.rule in ("hard", "guided") for gate in assembled.gates)
+    hard = _jumps(assembled)
     eager_settings = kind.for_verification(settings, hard)
     eager = Eager(program, eager_settings, network.module, preprocessing, softening, pictures)
     with saving.loadable(model) as given:
@@ -238,6 +239,15 @@ def example_image(preprocessing: Preprocessing) -> Tensor:
     noise = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0)) - 0.5
     pixels = (0.5 + 0.3 * torch.stack(waves) + 0.3 * noise).clamp(0, 1)
     return (low + (high - low) * pixels)[None]
+
+
+def _jumps(assembled: Assembled) -> bool:
+    """Is there a gate, or a maximum, whose pullback jumps where float32 cannot tell on which side a number lies?"""
+    return any(gate.rule in ("hard", "guided") for gate in assembled.gates) or any(
+        node.target is torch.ops.aten.eq.Tensor and value(node.args[0]).is_floating_point()
+        for node in assembled.module.graph.nodes
+        if node.meta.get("adjoint")
+    )
 
 
 def _parameters(network: nn.Module, captured: fx.GraphModule) -> dict[str, str]:

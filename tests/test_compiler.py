@@ -482,3 +482,11 @@ def test_unknown_forms_of_input_are_refused() -> None:
         sptrace.compile(classifier(), images(1), input="uint16")
     with pytest.raises(SptraceError, match="an overlay lies over the photograph: compile with input uint8"):
         sptrace.compile(classifier(), images(1), overlay=True)
+
+
+def test_a_maximum_is_measured_like_a_hard_gate() -> None:
+    """Which of two numbers is the larger float32 may not be able to tell; what follows from that is no error."""
+    soft = sptrace.compile(classifier(), images(1)).description.verification
+    maximum = small(lambda self, x: self.head(x.flatten(2).amax(-1)), head=nn.Linear(3, 7))
+    verification = sptrace.compile(maximum, images(1)).description.verification
+    assert (soft.measure, verification.measure) == ("maximum", "norm")

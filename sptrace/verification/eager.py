@@ -83,8 +83,8 @@ def reference(
         layer: path of a module that is called once and gives [N, C, H, W], [N, T, C] or [N, C]: explained are its
             channels, summed over space or tokens. None: the logits.
         position: row and column, or number of a token, in place of the sum.
-        jitter: hard gates take their derivative at z + jitter * std(z) * noise, values stay. Repeated with several
-            seeds this tells how far a gradient depends on gates that are closer to their threshold than that.
+        jitter: hard gates and maxima take their derivative at z + jitter * std(z) * noise, values stay. Repeated with
+            several seeds this tells how far a gradient depends on gates that are closer to their threshold than that.
         seed: of the jitter's noise.
 
     Returns:

@@ -14,7 +14,7 @@ from sptrace.verification.eager_rules import RULES, Pullback, Rule, Rules, check
 from sptrace.verification.eager_scopes import Scopes
 
 # Kinds whose derivative jumps: in float32 nobody can tell on which side an input lies that is 0 but for rounding.
-_JUMPS = ("relu", "relu6", "hardtanh", "leaky_relu", "prelu", "max_pool")
+_JUMPS = ("relu", "relu6", "hardtanh", "leaky_relu", "prelu", "max_pool", "maximum")
 
 
 class _Softened(torch.autograd.Function):
@@ -76,7 +76,7 @@ class SoftenedGates(TorchFunctionMode):
         written_out = self._written_out(name, func, args, kwargs)
         if written_out is not None:
             return written_out
-        kind, arguments = read(func, args, kwargs) or (None, {})
+        kind, arguments = read(func, args, kwargs) or self._maximum(name, args, kwargs) or (None, {})
         make_pullback, tau = self._rule(kind)
         jumps = make_pullback is None and self.jitter > 0 and kind in _JUMPS
         if make_pullback is None and not jumps:
@@ -104,9 +104,22 @@ class SoftenedGates(TorchFunctionMode):
                 pullback = _ordinary(func, z, beside, args, kwargs)
         if value is copy:  # that is how an in-place call answers
             return z.copy_(_Softened.apply(z, lambda: value, pullback))
+        if isinstance(value, torch.return_types.max):
+            return type(value)((_Softened.apply(z, lambda: value[0], pullback), value[1]))
         if isinstance(value, tuple):  # max-pooling with indices
             return _Softened.apply(z, lambda: value[0], pullback), *value[1:]
         return _Softened.apply(z, lambda: value, pullback)
+
+    @staticmethod
+    def _maximum(
+        name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[str, dict[str, Any]] | None:
+        """A maximum over dimensions: no gate with rules, but which number is the largest may be in doubt."""
+        over_dimensions = name == "amax" or (name == "max" and (len(args) > 1 or kwargs))
+        tensors = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)]
+        if not over_dimensions or len(tensors) != 1 or not tensors[0].is_floating_point():
+            return None
+        return "maximum", {"input": tensors[0]}
 
     def _written_out(
         self, name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]

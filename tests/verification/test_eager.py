@@ -759,3 +759,44 @@ def test_batch_norm_of_one_picture_whose_cotangent_is_transposed() -> None:
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     expected = weight[:, 2].reshape(2, 2, 3).permute(2, 0, 1) * scale[:, None, None]
     torch.testing.assert_close(attribution[0], expected)
+
+
+class Largest(nn.Module):
+    """The largest number of each channel, in one of PyTorch's forms."""
+
+    def __init__(self, largest: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.largest = largest
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.largest(x.flatten(2))
+
+
+@pytest.mark.parametrize(
+    "largest",
+    [
+        lambda x: x.amax(-1),
+        lambda x: torch.amax(x, dim=2),
+        lambda x: x.max(-1)[0],
+        lambda x: x.max(dim=2).values,
+        lambda x: torch.max(x, 2).values,
+    ],
+)
+def test_which_number_is_the_largest_may_be_in_doubt(largest: Callable[[Tensor], Tensor]) -> None:
+    image = torch.linspace(-1, 1, 48).reshape(1, 3, 4, 4)
+    target = torch.tensor([0])
+    image[0, 0, 1, 2] = image[0, 0, 3, 3] + 1e-7
+    image[0, 1, 1, 2] = image[0, 1, 3, 3] + 1e-2
+    answers = [
+        reference(Largest(largest).eval(), image, target, rules={}, jitter=1e-4, seed=seed)[0][0, 0]
+        for seed in range(8)
+    ]
+    places = {tuple(answer.nonzero()[0].tolist()) for answer in answers}
+    assert places == {(1, 2), (3, 3)}
+    clear = [
+        reference(Largest(largest).eval(), image, target + 1, rules={}, jitter=1e-4, seed=seed)[0][0, 1]
+        for seed in range(8)
+    ]
+    assert all(answer.nonzero().tolist() == [[1, 2]] for answer in clear)
+    plain = reference(Largest(largest).eval(), image, target, rules={})[0]
+    assert plain[0, 0].nonzero().tolist() == [[1, 2]]
