@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from sptrace.errors import SptraceError
@@ -76,6 +76,33 @@ def outline(path: str | os.PathLike[str]) -> OnnxFile:
         raise SptraceError(f"{path} is not an ONNX file: give a file that `sptrace compile` wrote") from error
 
 
+def without_defaults(path: str | os.PathLike[str], names: Collection[str]) -> bytes:
+    """The file, with inputs that have defaults made inputs that must be given.
+
+    Arguments:
+        path: an ONNX file.
+        names: of the inputs.
+
+    Raises:
+        SptraceError: as in `outline`.
+    """
+    outline(path)  # for its errors
+    with open(path, "rb") as file:
+        model = memoryview(file.read())
+    parts = []
+    for number, start, end, value in _fields(model):
+        if number == 7 and isinstance(value, memoryview):
+            graph = b"".join(
+                value[first:last]
+                for field, first, last, item in _fields(value)
+                if not (field == 5 and _text(_message(item), 8) in names)
+            )
+            parts += [_as_varint(7 << 3 | _BYTES), _as_varint(len(graph)), graph]
+        else:
+            parts.append(bytes(model[start:end]))
+    return b"".join(parts)
+
+
 Field = int | memoryview
 Message = dict[int, list[Field]]
 
@@ -132,8 +159,16 @@ def _message(data: Field) -> Message:
     if isinstance(data, int):
         raise TypeError("an integer where a message should be")
     fields: Message = {}
+    for number, _, _, value in _fields(data):
+        fields.setdefault(number, []).append(value)
+    return fields
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int, int, Field]]:
+    """Number, start, end and value of every field."""
     position = 0
     while position < len(data):
+        start = position
         key, position = _varint(data, position)
         wire = key & 7
         value: Field
@@ -145,8 +180,16 @@ def _message(data: Field) -> Message:
             position += length
             if len(value) != length:
                 raise ValueError("a field ends beyond its message")
-        fields.setdefault(key >> 3, []).append(value)
-    return fields
+        yield key >> 3, start, position, value
+
+
+def _as_varint(number: int) -> bytes:
+    """An integer from 0 on, as `_varint` reads it."""
+    groups = bytearray()
+    while number > 0x7F:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*groups, number])
 
 
 def _length(wire: int, data: memoryview, position: int) -> tuple[int, int]:

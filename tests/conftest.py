@@ -153,3 +153,22 @@ def _model(weight: np.ndarray, size: tuple[int, int]) -> onnx.ModelProto:
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.fixture(scope="session")
+def lite0(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """EfficientNet-Lite0 with ImageNet weights, by program: an artifact that takes photographs and draws."""
+    from sptrace.cli import main
+
+    folder = tmp_path_factory.mktemp("lite0")
+
+    def artifact(program: str) -> Path:
+        path = folder / f"{program}.onnx"
+        if not path.exists():
+            options = ["--program", program, "--input", "uint8", "--overlay", "-o", str(path)]
+            with pytest.raises(SystemExit) as exit_:
+                main(["compile", "efficientnet_lite0", *options])
+            assert exit_.value.code in (0, None)
+        return path
+
+    return artifact

@@ -141,8 +141,14 @@ class OnnxBuilder:
         self._current = node
         name = self.unique(f"{node.name}/Loop")
         rounds, *state = (self._as_value(item) for item in inputs)
-        # No condition: all rounds are run.
-        loop = ir.node("Loop", [rounds, None, *state], {"body": body}, num_outputs=len(state), name=name)
+        # The condition may be left out; onnx 1.23's reference evaluator then runs no round.
+        loop = ir.node(
+            "Loop",
+            [rounds, self._as_value(np.array(True)), *state],
+            {"body": body},
+            num_outputs=len(state),
+            name=name,
+        )
         self.nodes.append(loop)
         for index, result in enumerate(loop.outputs):
             result.name = self.unique(f"{name}/{index}")
@@ -173,6 +179,17 @@ class OnnxBuilder:
         pictures = next(item for item in node.graph.nodes if item.op == "placeholder" and _is_batched(item))
         batch = self.op("Shape", pictures, start=0, end=1)
         return batch if each == 1 else self.op("Mul", batch, self.integers([each]))
+
+    def apart(self, weight: fx.Node) -> np.ndarray[Any, Any] | None:
+        """A copy of weights for one direction of the graph, where one constant must not serve both; else None.
+
+        OpenVINO 2026.4 packs a constant once. Of a square one that Conv and ConvTranspose share, or a product and
+        the product with its transpose, it then reads one as the other. (Runtimes that pack weights hold both anyway.)
+        """
+        stored = self._values[weight].const_value
+        if stored is None or len(weight.users) < 2 or stored.shape[0] != stored.shape[1]:
+            return None
+        return stored.numpy()
 
     def operand(self, argument: fx.Node | float, dtype: torch.dtype) -> Input:
         """An argument of an arithmetic op in the dtype in which it computes: ONNX converts nothing of itself."""

@@ -71,7 +71,9 @@ def convolution(
     groups: int,
 ) -> ir.Value:
     """Conv or ConvTranspose."""
-    inputs = [x, weight] if bias is None else [x, weight, bias]
+    separate = onnx.apart(weight) if transposed else None
+    kernel: Input = weight if separate is None else separate
+    inputs = [x, kernel] if bias is None else [x, kernel, bias]
     attributes = {
         "kernel_shape": static_shape(weight, range(2, value(weight).ndim)),
         "strides": list(stride),

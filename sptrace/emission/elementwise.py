@@ -204,7 +204,11 @@ def argmax(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dim: int, keepdim: bool
 def linear(
     onnx: OnnxBuilder, node: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None = None
 ) -> ir.Value:
-    """Gemm for matrices, else MatMul with the weights turned in the graph."""
+    """Gemm for matrices, else MatMul with the weights turned in the graph, or in the file: see `apart`."""
+    stored = onnx.apart(weight)
+    if stored is not None:
+        product = onnx.op("MatMul", x, np.ascontiguousarray(stored.T))
+        return product if bias is None else onnx.op("Add", product, bias)
     if value(x).ndim == 2:
         return onnx.op("Gemm", x, weight, *([] if bias is None else [bias]), transB=1)
     product = onnx.op("MatMul", x, onnx.op("Transpose", weight, perm=[1, 0]))

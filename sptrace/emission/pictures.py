@@ -19,6 +19,11 @@ from sptrace.errors import SptraceError
 from sptrace.picture import NEGATIVE, PERCENTILE, POSITIVE
 
 PREPARED = "input/prepared"
+_STEPS = 2.0**22  # of a weight of 1
+_HALF = 2.0**11
+_SUMMED = (
+    2.0**19
+)  # steps of a weight before they are made to add up to 1: float32 adds those of 32 pixels exactly
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode L
 
 
@@ -142,8 +147,9 @@ class _Geometry:
         op, how = self.writer, self._how
         pixels = op("Transpose", op("Cast", image, to=ir.DataType.FLOAT), perm=[0, 3, 1, 2])
         across = op("Transpose", self._cut(self._columns, how.interpolation), perm=[1, 0])
-        wide = self._levels(op("MatMul", pixels, across))
-        cut = self._levels(op("MatMul", self._cut(self._rows, how.interpolation), wide))
+        wide = self._levels(self._exactly(lambda part: op("MatMul", pixels, part), across))
+        down = self._cut(self._rows, how.interpolation)
+        cut = self._levels(self._exactly(lambda part: op("MatMul", part, wide), down))
         low, high = how.input_range
         scaled = op("Mul", cut, _float((high - low) / 255))
         prepared = op("Add", scaled, _float(low))
@@ -214,7 +220,8 @@ class _Geometry:
         """Filter weights [wanted, given] that resize an axis from `given` to `resized` pixels, for the `wanted` ones.
 
         With pixel centres at j + 1/2, output i lies at (i + 1/2) given / resized, and the filter is as wide as one
-        pixel of the coarser side. Distances are exact: whole numbers until the one division.
+        pixel of the coarser side. Distances are exact: whole numbers until the one division. Weights are whole
+        numbers of 2^-22, as Pillow's.
         """
         op = self.writer
         one, two = _integers(1), _integers(2)
@@ -232,8 +239,22 @@ class _Geometry:
             "Abs",
             op("Div", op("Cast", apart, to=ir.DataType.FLOAT), op("Cast", width, to=ir.DataType.FLOAT)),
         )
-        weights = _FILTERS[interpolation](op, distance)
-        return op("Div", weights, op("ReduceSum", weights, one, keepdims=1))
+        weights = self._whole(op("Mul", _FILTERS[interpolation](op, distance), _float(_SUMMED)))
+        total = op("ReduceSum", weights, one, keepdims=1)
+        shares = self._whole(op("Mul", op("Div", weights, total), _float(_STEPS)))
+        return op("Mul", shares, _float(1 / _STEPS))
+
+    def _exactly(self, product: Callable[[ir.Value], ir.Value], weights: ir.Value) -> ir.Value:
+        """A product of pixels with `_weights` that all runtimes round alike, in whatever order they add.
+
+        Halves of the weights' digits are multiplied apart: sums of such short numbers are exact in float32.
+        """
+        op = self.writer
+        coarse = op("Mul", self._whole(op("Mul", weights, _float(_HALF))), _float(1 / _HALF))
+        return op("Add", product(coarse), product(op("Sub", weights, coarse)))
+
+    def _whole(self, numbers: ir.Value) -> ir.Value:
+        return self.writer("Floor", self.writer("Add", numbers, _float(0.5)))
 
     def _range(self, count: ir.Value | np.ndarray[Any, Any]) -> ir.Value:
         """0 to count - 1, int64 [count]."""
@@ -243,8 +264,7 @@ class _Geometry:
 
     def _levels(self, numbers: ir.Value) -> ir.Value:
         """Rounded to 0, 1, ... 255, halves upwards as Pillow rounds."""
-        op = self.writer
-        return op("Clip", op("Floor", op("Add", numbers, _float(0.5))), _float(0.0), _float(255.0))
+        return self.writer("Clip", self._whole(numbers), _float(0.0), _float(255.0))
 
     def _magnitude(self, summed: ir.Value) -> ir.Value:
         """`sptrace.picture.magnitude` of every sample, float32 [N, 1, 1, 1]."""
