@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sptrace.cli import bench, compile, coverage, demo, explain, inspect, programs, web
+from sptrace.cli import bench, compile, coverage, demo, explain, inspect, package, programs, web
 from sptrace.errors import SptraceError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("programs")(programs.programs)
 app.command("coverage")(coverage.coverage)
 app.command("bench")(bench.bench)
 app.command("web")(web.web)
+app.command("package")(package.package)
 app.command("demo")(demo.demo)
 
 # Typer exports one of the errors for a mistyped command line; its base is what they have in common.
