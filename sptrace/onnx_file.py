@@ -46,6 +46,7 @@ class OnnxFile:
         inputs, outputs: of the graph.
         operators: number of nodes by operator type, most frequent first; nodes in the bodies of `Loop` and
             `If` are counted once.
+        most_outputs: the largest number of outputs that a node of the operator type has.
     """
 
     size: int
@@ -55,6 +56,7 @@ class OnnxFile:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     operators: dict[str, int]
+    most_outputs: dict[str, int]
 
 
 def outline(path: str | os.PathLike[str]) -> OnnxFile:
@@ -110,6 +112,11 @@ Message = dict[int, list[Field]]
 def _outline(model: Message, graph: Message, size: int) -> OnnxFile:
     opsets = [_message(opset) for opset in model.get(8, [])]
     entries = [_message(entry) for entry in model.get(14, [])]
+    nodes = list(_nodes(graph))
+    operators = Counter(_text(node, 4) for node in nodes)
+    most_outputs = dict.fromkeys(operators, 0)
+    for node in nodes:
+        most_outputs[_text(node, 4)] = max(most_outputs[_text(node, 4)], len(node.get(2, [])))
     return OnnxFile(
         size=size,
         ir_version=_integer(model, 1),
@@ -117,17 +124,18 @@ def _outline(model: Message, graph: Message, size: int) -> OnnxFile:
         metadata={_text(entry, 1): _text(entry, 2) for entry in entries},
         inputs=tuple(_value(_message(value)) for value in graph.get(11, [])),
         outputs=tuple(_value(_message(value)) for value in graph.get(12, [])),
-        operators=dict(Counter(_operators(graph)).most_common()),
+        operators=dict(operators.most_common()),
+        most_outputs=most_outputs,
     )
 
 
-def _operators(graph: Message) -> Iterator[str]:
-    """The operator type of every node, and of those in graphs that nodes hold as attributes."""
+def _nodes(graph: Message) -> Iterator[Message]:
+    """Every node, and those in graphs that nodes hold as attributes."""
     for node in map(_message, graph.get(1, [])):
-        yield _text(node, 4)
+        yield node
         for attribute in map(_message, node.get(5, [])):
             for subgraph in attribute.get(6, []) + attribute.get(11, []):
-                yield from _operators(_message(subgraph))
+                yield from _nodes(_message(subgraph))
 
 
 def _value(value: Message) -> Value:

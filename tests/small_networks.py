@@ -89,3 +89,39 @@ def assert_same_values(
             given, wanted = module(image.clone()), network(image.clone())
         assert given.shape == wanted.shape
         assert (given - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+def transformer(seed: int = 1) -> nn.Module:
+    """Patches, one block of attention, and a last norm whose sum nothing else reads."""
+
+    def body(self: Any, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).mT
+        x = x + self.attention(self.first(x))
+        return self.head(self.last(x).mean(1))
+
+    network = Small(
+        body,
+        patches=nn.Conv2d(3, 16, 8, 8),
+        first=nn.LayerNorm(16),
+        attention=Attention(16, 2),
+        last=nn.LayerNorm(16),
+        head=nn.Linear(16, 7),
+    )
+    return deterministic.fill(network, seed)
+
+
+class Attention(nn.Module):
+    """Self-attention with one projection for queries, keys and values, as timm's."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [N, T, C] to tokens."""
+        count, tokens, width = x.shape
+        parts = self.qkv(x).reshape(count, tokens, 3, self.heads, width // self.heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return mixed.transpose(1, 2).reshape(count, tokens, width)

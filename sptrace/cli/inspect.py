@@ -15,11 +15,15 @@ from rich.table import Table
 from sptrace.artifact import METADATA_KEY, Description, Verification
 from sptrace.errors import SptraceError
 from sptrace.onnx_file import OnnxFile, Value, outline
+from sptrace.portability import Portability, portability
 
 
 def inspect(
     artifact: Annotated[Path, typer.Argument(help="ONNX file written by `sptrace compile`.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    portable: Annotated[
+        bool, typer.Option("--portability", help="Show which runtimes have the artifact's operators.")
+    ] = False,
 ) -> None:
     """Show what an artifact says about itself: its program, its gates, its interface, how it was verified."""
     file = outline(artifact)
@@ -28,14 +32,17 @@ def inspect(
             f"{artifact} was not written by sptrace: compile the network with `sptrace compile`"
         )
     description = Description.from_json(file.metadata[METADATA_KEY])
+    runtimes = portability(file) if portable else []
     if as_json:
         outlined = {key: value for key, value in asdict(file).items() if key != "metadata"}
         everything = {"file": str(artifact), **outlined, "description": description.as_dict()}
+        if portable:
+            everything["portability"] = [asdict(runtime) for runtime in runtimes]
         typer.echo(json.dumps(everything, indent=2, ensure_ascii=False))
         return
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(_summary(artifact, file, description))
-    for title, table in _tables(file, description):
+    for title, table in _portability(file, runtimes) if portable else _tables(file, description):
         console.print(f"\n{title}", soft_wrap=True)
         console.print(table)
 
@@ -91,6 +98,31 @@ def _tables(file: OnnxFile, description: Description) -> list[tuple[str, Table]]
         ),
         (_verified(description.verification), _verification(description.verification)),
     ]
+
+
+def _portability(file: OnnxFile, runtimes: list[Portability]) -> list[tuple[str, Table]]:
+    """Title and content of the sections on runtimes."""
+    total = len(file.operators)
+    has = [(one.runtime, f"{one.supported} of {total}", _exceptions(one)) for one in runtimes]
+    sources = [(one.runtime, f"{one.version}, {one.date}; {one.source}") for one in runtimes]
+    return [
+        ("Operator types that runtimes have", _columns(("runtime", "has", "but"), has)),
+        ("Where this is known from", _grid(*sources)),
+    ]
+
+
+def _exceptions(runtime: Portability) -> str:
+    """What is missing or limited, and what happens then."""
+    missing = ", ".join(
+        f"{name} ({count} {'node' if count == 1 else 'nodes'})" for name, count in runtime.missing.items()
+    )
+    phrases = [
+        f"no {missing}: {runtime.otherwise}" if missing else "",
+        *(f"{name}: {limit}, or it {runtime.otherwise}" for name, limit in runtime.limited.items()),
+        f"unknown: {', '.join(runtime.unknown)}" if runtime.unknown else "",
+        runtime.note,
+    ]
+    return "; ".join(phrase for phrase in phrases if phrase) or "-"
 
 
 def _interface(file: OnnxFile) -> Table:

@@ -38,12 +38,20 @@ def layer_norm(
         for user in x.users
         if user.target is gates.inverse_deviation and user.args == (x, list(normalized_shape), eps)
     ]
-    if not readers:
+    if not readers or _is_fused(x, node, *readers):
         return onnx.op("LayerNormalization", *inputs, **attributes)
     result, _, inverse = onnx.outputs_of("LayerNormalization", 3, *inputs, **attributes)
     for reader in readers:
         onnx.bind(reader, inverse)
     return result
+
+
+def _is_fused(x: fx.Node, *readers: fx.Node) -> bool:
+    """Whether onnxruntime makes one SkipLayerNormalization of a norm and the sum before it.
+
+    Its kernels for GPUs leave the deviation out, whoever reads it.
+    """
+    return x.target is aten.add.Tensor and set(x.users) == set(readers)
 
 
 @emits(gates.inverse_deviation)

@@ -80,6 +80,18 @@ def test_json_holds_everything(toy: Any, run: Any) -> None:
     assert Description.from_json(json.dumps(everything["description"])) == toy.description
 
 
+def test_portability(toy: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    status, output, errors = run(toy.path, "--portability")
+    assert (status, errors) == (0, "")
+    count = len(json.loads(run(toy.path, "--json")[1])["operators"])
+    for runtime in ("onnxruntime CPU", "onnxruntime CUDA", "onnxruntime TensorRT", "OpenVINO CPU"):
+        assert f"{runtime} {count} of {count}".split() in [line[:5] for line in fields(output)]
+    assert "measured" in output
+    report = json.loads(run(toy.path, "--portability", "--json")[1])["portability"]
+    assert [one["supported"] for one in report] == [count] * 6
+
+
 def test_what_is_missing_is_not_shown(make_toy: Callable[..., Any], run: Any) -> None:
     toy = make_toy(labels=None, preprocessing=Preprocessing((24, 32), None, "bicubic"))
     model = onnx.load(toy.path)

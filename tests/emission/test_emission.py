@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from itertools import product
+from pathlib import Path
 
+import deterministic
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -13,8 +15,10 @@ import onnxruntime
 import pytest
 import torch
 from rule_checks import Op, SideBySide, compile_pullback, numbers
+from small_networks import transformer
 from torch import Tensor, nn
 
+import sptrace
 from sptrace import gates, passes
 from sptrace.artifact import Preprocessing
 from sptrace.assemble import assemble
@@ -267,3 +271,19 @@ def test_the_deviation_of_a_layer_norm(with_norm: bool) -> None:
     ]
     wanted = 1 / np.sqrt(x.double().numpy().var(axis=-1, keepdims=True) + 1e-3)
     np.testing.assert_allclose(given, wanted, rtol=1e-6)
+
+
+def test_norms_after_sums_survive_fusion(tmp_path: Path) -> None:
+    """Of a SkipLayerNormalization, only onnxruntime's kernel for the CPU computes the deviation."""
+    path, optimised = tmp_path / "program.onnx", tmp_path / "optimised.onnx"
+    sptrace.compile(transformer(), deterministic.images(2, 1, 32)).save(path)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(optimised)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(optimised).graph.node
+    read = {name for node in nodes for name in node.input}
+    norms = [node for node in nodes if node.op_type.endswith("LayerNormalization")]
+    assert norms
+    for node in norms:
+        assert node.op_type == "LayerNormalization" or not read & set(node.output[1:3])

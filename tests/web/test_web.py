@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from consumers import require
 from PIL import Image
-from small_networks import classifier
+from small_networks import classifier, transformer
 
 import sptrace
 from sptrace.cli import main
@@ -26,8 +26,9 @@ from sptrace.photo import prepare, read
 from sptrace.web import export, onnxruntime_web, server
 
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--headless", "--no-sandbox", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"),  # a GPU made of software
 )
 TOLERANCE = 1e-4
 """Of the largest value."""
@@ -149,6 +150,34 @@ def test_artifacts_that_take_prepared_images(
     assert given["target"] == expected.target[0]
     assert close(given["attribution"], expected.attribution)
     assert close(given["logits"], expected.logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["EfficientNet-Lite0", "transformer", "ascent"])
+def test_webgpu(
+    network: str,
+    browser: Any,
+    open_page: Callable[..., None],
+    lite0: Callable[[str], Path],
+    rocket: Path,
+    tmp_path: Path,
+) -> None:
+    if network == "EfficientNet-Lite0":
+        path = lite0("soft_pullback")
+    else:
+        path = tmp_path / "small.onnx"
+        model = transformer() if network == "transformer" else classifier()
+        program = "pullback_ascent" if network == "ascent" else "soft_pullback"
+        sptrace.compile(model, np_example(), program=program, input="uint8").save(path)
+    open_page(path, "?backend=webgpu")
+    explainer = sptrace.load(path)
+    expected = explainer.explain(np.asarray(read(rocket))[None])
+    given = explained(browser, choose(browser, rocket))
+    assert given["target"] == expected.target[0]
+    assert close(given["attribution"], expected.attribution)
+    assert close(given["logits"], expected.logits)
+    assert browser.execute_script("return window.sptrace.state.ort.env.webgpu.device !== undefined")
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
 
 
 def np_example() -> Any:

@@ -39,7 +39,7 @@ async function load() {
   state.ort.env.wasm.wasmPaths = new URL("ort/", location.href).href;
   state.ort.env.wasm.numThreads = threads;
   state.ort.env.logLevel = "error";
-  state.session = await state.ort.InferenceSession.create("explainer.onnx", { executionProviders: [backend] });
+  state.session = await state.ort.InferenceSession.create("explainer.onnx", { executionProviders: [backend], logSeverityLevel: 3 });
   say("Ready: choose a picture, or drop one.");
   if (state.picture) explain();
 }
