@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sptrace.cli import bench, compile, coverage, demo, explain, inspect, package, programs, web
+from sptrace.cli import bench, compile, coverage, demo, evaluate, explain, inspect, package, programs, web
 from sptrace.errors import SptraceError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("explain")(explain.explain)
 app.command("inspect")(inspect.inspect)
 app.command("programs")(programs.programs)
 app.command("coverage")(coverage.coverage)
+app.command("evaluate")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("web")(web.web)
 app.command("package")(package.package)

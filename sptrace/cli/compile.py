@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from sptrace import models
 from sptrace.artifact import Description, check_input, check_precision
+from sptrace.cli.normalisation import Normalisation
 from sptrace.cli.settings import read_settings
 from sptrace.cli.softening import read_photographs, read_softening
 from sptrace.errors import SptraceError
@@ -130,13 +130,13 @@ def compile_(
     options = _with_neuron(read_settings(option), layer, unit, position, direction)
     program_kind(program).settings(options)
     softening = read_softening(preset, tau, rule, override, "calibration" if calibrate else "sample")
-    normalisation = (_triple(mean, "--mean"), _triple(std, "--std"))
+    normalisation = Normalisation.read(mean, std)
     console = Console(highlight=False, markup=False, emoji=False)
     start = time.perf_counter()
     with Console(stderr=True).status("importing torch") as status:
         show = _stages(status.update)
         show("loading the network")
-        network = _normalised(models.resolve(model, weights=weights, size=size), *normalisation)
+        network = normalisation.of(models.resolve(model, weights=weights, size=size))
         pictures = read_photographs(calibrate, network.preprocessing) if calibrate else None
         description = _compile(network, output, program, softening, pictures, options, form, show)
     seconds = time.perf_counter() - start
@@ -200,20 +200,6 @@ def _compile(
     return compiled.description
 
 
-def _normalised(network: Network, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Network:
-    """The network with another normalisation, where one was asked for."""
-    if mean is None and std is None:
-        return network
-    if mean is None or std is None:
-        raise SptraceError("--mean and --std belong together: give both")
-    if min(std) <= 0:
-        raise SptraceError(f"--std must be above 0, not {', '.join(f'{number:g}' for number in std)}")
-    low, middle, high = mean
-    first, second, third = std
-    preprocessing = replace(network.preprocessing, mean=(low, middle, high), std=(first, second, third))
-    return replace(network, preprocessing=preprocessing)
-
-
 def _stages(update: Callable[[str], None]) -> Callable[[str], None]:
     """Progress with the time that the stages before have taken."""
     start = time.perf_counter()
@@ -256,21 +242,3 @@ def _neuron(description: Description) -> str:
         return ""
     named = [f"{name} {settings[name]}" for name in ("unit", "position") if settings.get(name) is not None]
     return ", ".join([f" at {settings['layer']}", *named])
-
-
-def _number(text: str, flag: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise SptraceError(f"{flag}: {text!r} is not a number") from None
-
-
-def _triple(text: str | None, flag: str) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    numbers = tuple(_number(part, flag) for part in text.split(","))
-    if len(numbers) != 3:
-        raise SptraceError(
-            f"{flag} {text}: write three numbers with commas between, for example 0.485,0.456,0.406"
-        )
-    return numbers

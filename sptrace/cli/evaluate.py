@@ -1,0 +1,316 @@
+"""`sptrace evaluate`: the paper's metrics on a user's network and pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from sptrace import models
+from sptrace.artifact import METADATA_KEY, Description, Preprocessing
+from sptrace.cli.normalisation import Normalisation
+from sptrace.errors import SptraceError
+from sptrace.files import replacing
+from sptrace.onnx_file import outline
+
+if TYPE_CHECKING:
+    from sptrace.evaluation.data import Pictures
+    from sptrace.evaluation.methods import Method
+    from sptrace.evaluation.predictor import Predictor
+    from sptrace.evaluation.rows import Row
+    from sptrace.models.network import Network
+
+METRICS = (
+    *("infidelity", "faithfulness_correlation", "faithfulness_estimate", "monotonicity_correlation"),
+    *("max_sensitivity", "random_logit", "insertion", "deletion", "focus", "randomisation"),
+)
+RANDOMISED = 10
+"""Pictures of the randomisation check."""
+CHEAP = 5
+"""Runs of the network that an explanation may take to be checked so: the others are means of those."""
+SHOWN = 6
+"""Pictures of the grid."""
+
+
+def evaluate(
+    subjects: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL-OR-ARTIFACT...",
+            help="A network as `sptrace compile` takes it, whose methods are compiled; artifacts of one network.",
+        ),
+    ],
+    images: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Photographs; or an .npz file with x uint8 [N, H, W, 3] and y [N]."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder of the report. An evaluation goes on where it stopped."),
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="A .csv file with columns file and label (index), for the mosaics of focus."),
+    ] = None,
+    metrics: Annotated[str, typer.Option(help="Which, with commas between.")] = ",".join(METRICS),
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Programs, PROGRAM@PRESET, or captum:METHOD, with commas between.",
+            show_default="gradient, soft_pullback, pullback_ascent, smoothgrad, integrated_gradients, guided_gradcam",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option("-n", min=1, help="How many pictures.")] = 200,
+    weights: Annotated[Path | None, typer.Option(help="As in `sptrace compile`.")] = None,
+    size: Annotated[int | None, typer.Option(help="As in `sptrace compile`.")] = None,
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="As in `sptrace compile`.")] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="As in `sptrace compile`.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all noise.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of onnxruntime.")] = None,
+) -> None:
+    """Measure how faithful explanations are: a table with confidence intervals, plots, and every score."""
+    wanted = _metrics(metrics)
+    artifacts, name = _sorted(subjects)
+    normalisation = Normalisation.read(mean, std)
+    if output.exists() and not output.is_dir():
+        raise SptraceError(f"cannot write the report to {output}: it is a file; give a folder")
+    try:
+        from sptrace.evaluation import data, report
+        from sptrace.evaluation.predictor import Predictor
+        from sptrace.evaluation.run import evaluate as run
+    except ModuleNotFoundError as error:
+        raise SptraceError(f"evaluating needs {error.name}: pip install 'sptrace[evaluate]'") from error
+    with Console(stderr=True).status("loading") as status:
+        network = None if name is None else normalisation.of(models.resolve(name, weights=weights, size=size))
+        given = [_of_artifact(path, threads) for path in artifacts]
+        pictures = data.read(images, labels, _preprocessing(network, artifacts), count)
+        _require_mosaics(pictures, wanted)
+        _begin(output, [*map(_fingerprint, artifacts), name, weights, mean, std, size, images.name, seed])
+        compared = [*given, *_methods(network, methods, output, status.update, threads)]
+        _require_names(compared)
+        predict = Predictor(_forward(compared), threads)
+    of_pictures = [metric for metric in wanted if metric != "randomisation"]
+    with _progress() as show:
+        found = run(
+            predict,
+            compared,
+            pictures,
+            output / "rows.csv",
+            metrics=of_pictures,
+            seed=seed,
+            progress=show,
+        )
+        if "randomisation" in wanted and network is not None:
+            found += _randomised(network, compared, pictures, output, seed, show)
+    names = _class_names(network, artifacts)
+    shown = pictures.images[:SHOWN]
+    targets = predict(shown).argmax(axis=1)
+    grid = report.grid(
+        compared, shown, targets, [names[index] if names else f"class {index}" for index in targets]
+    )
+    title = f"Explanations of {name or 'the network of ' + artifacts[0].name}"
+    report.write(
+        output,
+        found,
+        [method.name for method in compared],
+        title,
+        [_summary(pictures, predict, images, seed), *report.definitions(of_pictures)],
+        grid,
+    )
+    table = (
+        (output / "report.md").read_text(encoding="utf-8").partition("\n## Means\n\n")[2].partition("\n\n")[0]
+    )
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(table or "no metric but the randomisation check", soft_wrap=True)
+    console.print(f"saved {output / 'report.html'}", soft_wrap=True)
+
+
+def _metrics(text: str) -> list[str]:
+    wanted = _list(text)
+    for name in wanted:
+        if name not in METRICS:
+            raise SptraceError(f"there is no metric {name!r}: use {', '.join(METRICS)}")
+    if not wanted:
+        raise SptraceError(f"--metrics names none: use {', '.join(METRICS)}")
+    return wanted
+
+
+def _list(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _sorted(subjects: Sequence[str]) -> tuple[list[Path], str | None]:
+    """Artifacts, and the network if one is among the subjects."""
+    networks = [subject for subject in subjects if not subject.endswith(".onnx")]
+    if len(networks) > 1:
+        raise SptraceError(f"{' and '.join(networks)}: evaluate one network at a time")
+    return [Path(subject) for subject in subjects if subject.endswith(".onnx")], next(iter(networks), None)
+
+
+def _of_artifact(path: Path, threads: int | None) -> Method:
+    """The method of an artifact, by the file's name."""
+    from sptrace.evaluation.methods import of_artifact
+
+    return replace(of_artifact(path, threads), name=path.stem)
+
+
+def _description(artifact: Path) -> Description:
+    return Description.from_json(outline(artifact).metadata[METADATA_KEY])
+
+
+def _preprocessing(network: Network | None, artifacts: Sequence[Path]) -> Preprocessing:
+    """That of all; SptraceError if they differ."""
+    found = [_description(path).preprocessing for path in artifacts]
+    found += [] if network is None else [network.preprocessing]
+    if any(one != found[0] for one in found):
+        raise SptraceError(
+            "these do not prepare photographs alike: compare artifacts of one network, compiled alike"
+        )
+    return found[0]
+
+
+def _class_names(network: Network | None, artifacts: Sequence[Path]) -> tuple[str, ...] | None:
+    return _description(artifacts[0]).labels if network is None else network.labels
+
+
+def _methods(
+    network: Network | None,
+    methods: str | None,
+    output: Path,
+    progress: Callable[[str], None],
+    threads: int | None,
+) -> Iterator[Method]:
+    """What is compiled of the network, and captum's methods."""
+    from sptrace.evaluation.methods import DEFAULT, compiled, of_captum
+
+    if network is None:
+        if methods is not None:
+            raise SptraceError("--methods compiles programs of a network: name one beside the artifacts")
+        return
+    folder = output / "artifacts"
+    folder.mkdir(exist_ok=True)
+    for name in _list(methods) if methods is not None else DEFAULT:
+        if name.startswith("captum:"):
+            yield of_captum(network, name.removeprefix("captum:"))
+        else:
+            yield compiled(network, name, folder / f"{name.replace('@', '-')}.onnx", progress, threads)
+
+
+def _require_names(methods: Sequence[Method]) -> None:
+    names = [method.name for method in methods]
+    if not names:
+        raise SptraceError(
+            "--methods names none: leave it out, or name programs (`sptrace programs` lists them)"
+        )
+    for name in names:
+        if names.count(name) > 1:
+            raise SptraceError(f"two methods are called {name}: rename one of the artifacts")
+
+
+def _forward(methods: Sequence[Method]) -> Path:
+    """The artifact from which logits come cheapest."""
+    artifacts = [method for method in methods if method.artifact is not None]
+    if not artifacts:
+        raise SptraceError(
+            "the network itself comes out of an artifact: name one program of sptrace among --methods"
+        )
+    path = min(artifacts, key=lambda method: method.passes).artifact
+    assert path is not None
+    return path
+
+
+def _require_mosaics(pictures: Pictures, metrics: Sequence[str]) -> None:
+    """Fail before the work rather than in the middle of it."""
+    from sptrace.evaluation.mosaics import require_pairs
+
+    if "focus" in metrics and pictures.labels is not None:
+        require_pairs(pictures.labels)
+
+
+def _begin(output: Path, identity: Sequence[object]) -> None:
+    """Make the folder; one that holds another evaluation is refused."""
+    text = json.dumps([None if part is None else str(part) for part in identity])
+    output.mkdir(parents=True, exist_ok=True)
+    mark = output / "evaluation.json"
+    if mark.is_file() and mark.read_text(encoding="utf-8") != text:
+        raise SptraceError(f"{output} holds an evaluation of something else: give another folder")
+    with replacing(mark) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _fingerprint(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _randomised(
+    network: Network,
+    methods: Sequence[Method],
+    pictures: Pictures,
+    output: Path,
+    seed: int,
+    show: Callable[[str, int, int], None],
+) -> list[Row]:
+    """The rows of the randomisation check of those methods that run the network once or a few times."""
+    from sptrace.evaluation import rows
+    from sptrace.evaluation.randomisation import randomisation
+
+    path, folder = output / "randomisation.csv", output / "artifacts"
+    own = [method for method in methods if method.artifact is not None and method.artifact.parent == folder]
+    cheap = [method.name for method in own if method.passes <= CHEAP]
+    found = [row for row in rows.read(path) if row.method in cheap]
+    missing = [name for name in cheap if name not in {row.method for row in found}]
+    if missing:
+        chosen = slice(RANDOMISED)
+        new = list(
+            randomisation(
+                network,
+                missing,
+                pictures.images[chosen],
+                pictures.names[chosen],
+                seed,
+                lambda doing: show(doing, 0, 1),
+            )
+        )
+        rows.append(path, new)
+        found += new
+    return found
+
+
+def _summary(pictures: Pictures, predict: Predictor, images: Path, seed: int) -> str:
+    text = f"{len(pictures.names)} pictures of {images.name}, seed {seed}; explained is the predicted class."
+    if pictures.labels is not None:
+        right = (predict(pictures.images).argmax(axis=1) == pictures.labels).mean()
+        text += f" The network is right about {right:.1%} of them."
+    return text
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda doing, done, total: progress.update(task, description=doing, completed=done, total=total)

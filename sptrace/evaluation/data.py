@@ -1,0 +1,92 @@
+"""The pictures that explanations are evaluated on."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sptrace import photo
+from sptrace.artifact import Preprocessing
+from sptrace.errors import SptraceError
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Prepared pictures.
+
+    Arguments:
+        names: one per picture.
+        images: float32 [N, 3, H, W] in [-1, 1].
+        labels: int64 [N]; None if nobody gave them.
+    """
+
+    names: tuple[str, ...]
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+
+    @property
+    def tiles(self) -> NDArray[np.float32]:
+        """The pictures in half their size, float32 [N, 3, H / 2, W / 2]."""
+        height, width = self.images.shape[2:]
+        halves = [_resized(image, (width // 2, height // 2)) for image in self.images]
+        return np.stack(halves)
+
+
+def read(source: Path, labels: Path | None, preprocessing: Preprocessing, count: int) -> Pictures:
+    """Read the first `count` pictures of a folder or of an .npz file.
+
+    Arguments:
+        source: a folder with photographs, taken in the order of `labels` or else of their names; or an .npz file
+            with x, uint8 [N, H, W, 3] in the network's size, and y, int64 [N].
+        labels: a .csv file with the columns file and label, the index of the class.
+        preprocessing: the network's.
+        count: how many pictures at most.
+
+    Raises:
+        SptraceError: something is missing or has the wrong form.
+    """
+    if source.suffix == ".npz":
+        if labels is not None:
+            raise SptraceError(f"{source} holds its own labels: leave --labels out")
+        return _arrays(source, preprocessing, count)
+    given = None if labels is None else _labels(labels)
+    paths = photo.in_folder(source) if given is None else [source / name for name in given]
+    paths = paths[:count]
+    images = [photo.prepare(photo.read(path), preprocessing)[0] for path in paths]
+    classes = None if given is None else np.array([given[path.name] for path in paths], np.int64)
+    return Pictures(tuple(path.name for path in paths), np.stack(images), classes)
+
+
+def _labels(path: Path) -> dict[str, int]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return {row["file"]: int(row["label"]) for row in csv.DictReader(file)}
+    except OSError as error:
+        raise SptraceError(f"cannot read {path}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise SptraceError(
+            f"{path} is no list of labels: it needs the columns file and label, the label a class's index"
+        ) from error
+
+
+def _arrays(path: Path, preprocessing: Preprocessing, count: int) -> Pictures:
+    wanted = "x, uint8 [N, {}, {}, 3], and y, [N]".format(*preprocessing.size)
+    try:
+        with np.load(path) as file:
+            x, y = file["x"][:count], file["y"][:count]
+    except (OSError, KeyError, ValueError) as error:
+        raise SptraceError(f"cannot read {path}: it needs {wanted}") from error
+    if x.dtype != np.uint8 or x.shape[1:] != (*preprocessing.size, 3) or len(x) != len(y):
+        raise SptraceError(f"{path} holds x {x.dtype} {list(x.shape)}: it needs {wanted}")
+    images = (x.transpose(0, 3, 1, 2) / np.float32(127.5) - 1).astype(np.float32)
+    return Pictures(tuple(f"{path.stem}-{index:04}" for index in range(len(x))), images, y.astype(np.int64))
+
+
+def _resized(image: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    channels = [Image.fromarray(channel).resize(size, Image.Resampling.BILINEAR) for channel in image]
+    return np.stack([np.asarray(channel, dtype=np.float32) for channel in channels])

@@ -1,0 +1,110 @@
+"""Does an explanation depend on the weights? The model randomisation check (Adebayo et al., arXiv 1810.03292).
+
+From the last layer to the first, the weights of one part of the network after the other are shuffled, and every time
+the explanation is compared with that of the trained network.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from sptrace import capture, layers
+from sptrace.assemble import assemble
+from sptrace.compiler import example_image
+from sptrace.composition import compose
+from sptrace.evaluation.perturbations import pearson
+from sptrace.evaluation.rows import Row
+from sptrace.models.network import Network
+from sptrace.neuron import Neuron
+from sptrace.programs import program_kind
+from sptrace.softening import Softening
+
+STAGES = 8
+"""At most so many parts."""
+
+
+def randomisation(
+    network: Network,
+    names: Sequence[str],
+    images: NDArray[np.float32],
+    pictures: Sequence[str],
+    seed: int,
+    progress: Callable[[str], None] = lambda doing: None,
+) -> Iterator[Row]:
+    """Rows with the metric ``randomisation:KK PATH``: KK parts, the last of them PATH, have shuffled weights.
+
+    The score is the rank correlation (Spearman) of the absolute attributions, summed over the channels, with those of
+    the trained network; 1 before anything is shuffled.
+
+    Arguments:
+        network: the trained network. It is not changed.
+        names: of programs, or PROGRAM@PRESET.
+        images: float32 [N, 3, H, W] in [-1, 1].
+        pictures: their names.
+        seed: of the shuffling.
+        progress: called with a few words.
+    """
+    module = copy.deepcopy(network.module)
+    changed = Network(module, network.name, network.preprocessing, network.labels, network.weights)
+    with torch.no_grad():
+        images_ = torch.from_numpy(np.ascontiguousarray(images))
+        targets = _program(changed, "gradient")(images_, torch.full((len(images),), -1))[1].argmax(1)
+    generator = torch.Generator().manual_seed(seed)
+    first: dict[str, NDArray[np.float64]] = {}
+    for number, stage in enumerate([[], *_stages(module)]):
+        for path in stage:
+            _shuffle(module.get_submodule(path), generator)
+        label = f"randomisation:{number:02} {stage[-1] if stage else 'trained'}"
+        for name in names:
+            progress(f"{name}, {label}")
+            with torch.no_grad():
+                attribution = _program(changed, name)(images_, targets)[0].numpy()
+            ranks = _ranks(np.abs(attribution).sum(axis=1))
+            similar = [pearson(a, b) for a, b in zip(ranks, first.setdefault(name, ranks), strict=True)]
+            yield from (
+                Row(picture, name, label, score) for picture, score in zip(pictures, similar, strict=True)
+            )
+
+
+def _program(network: Network, name: str) -> torch.fx.GraphModule:
+    """The program in torch.fx, as it is compiled."""
+    program, _, preset = name.partition("@")
+    kind = program_kind(program)
+    softening, settings = kind.softening(Softening(preset) if preset else Softening()), kind.settings({})
+    example = example_image(network.preprocessing)
+    if kind.is_cam:
+        settings["layer"] = layers.last_convolution(network.module, example)
+    neuron = Neuron.of_cam(settings) if kind.is_cam else Neuron.of(settings)
+    captured = capture.capture(network.module, example, settings["layer"])
+    pictures = example if softening.is_relative and softening.scale != "sample" else None
+    return compose(program, assemble(captured, network.preprocessing, softening, neuron, pictures), settings)
+
+
+def _stages(module: nn.Module) -> list[list[str]]:
+    """The modules that hold weights, last first, in about equally many a stage."""
+    paths = [
+        path
+        for path, part in module.named_modules()
+        if any(weight.dim() > 1 for weight in part.parameters(recurse=False))
+    ][::-1]
+    bounds = np.linspace(0, len(paths), min(STAGES, len(paths)) + 1).round().astype(int)
+    return [paths[start:end] for start, end in pairwise(bounds)]
+
+
+@torch.no_grad()
+def _shuffle(module: nn.Module, generator: torch.Generator) -> None:
+    """Its weights in a random order: as many, of the same sizes."""
+    for weight in module.parameters(recurse=False):
+        order = torch.randperm(weight.numel(), generator=generator)
+        weight.copy_(weight.flatten()[order].reshape(weight.shape))
+
+
+def _ranks(maps: NDArray[np.float32]) -> NDArray[np.float64]:
+    return maps.reshape(len(maps), -1).argsort(axis=1, kind="stable").argsort(axis=1).astype(np.float64)

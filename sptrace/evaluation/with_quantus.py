@@ -1,0 +1,154 @@
+"""Those of the paper's metrics that are Quantus's own (Hedstroem et al., arXiv 2202.06861), one picture at a time."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sptrace.errors import SptraceError
+from sptrace.evaluation.methods import Method
+from sptrace.evaluation.predictor import Predictor
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MONOTONICITY_SAMPLES = 5
+"""Draws of noise per step; Quantus's 100 would take a day."""
+SENSITIVITY_SAMPLES = 10
+NOISE = 0.02
+"""Of max sensitivity: uniform in [-0.02, 0.02] on pixels in [-1, 1]."""
+
+
+def features_in_step(image: NDArray[np.float32]) -> int:
+    """3136 of the numbers of a 224 x 224 picture, and likewise of other sizes: 48 steps."""
+    return max(1, image.size // 48)
+
+
+def faithfulness_estimate(
+    predict: Predictor, image: NDArray[np.float32], target: int, attribution: NDArray[np.float32], seed: int
+) -> float:
+    """Correlation between the attribution of a step's numbers and the drop of the logit when they become black.
+
+    Alvarez-Melis and Jaakkola, arXiv 1806.07538. Higher is better.
+    """
+    metric = _metric("FaithfulnessEstimate", features_in_step=features_in_step(image))
+    return _call(metric, predict, image, target, attribution, seed)
+
+
+def monotonicity_correlation(
+    predict: Predictor, image: NDArray[np.float32], target: int, attribution: NDArray[np.float32], seed: int
+) -> float:
+    """Rank correlation between the attribution of a step's numbers and how much noise in them moves the logit.
+
+    Nguyen and Martinez, arXiv 2007.07584. Higher is better.
+    """
+    metric = _metric(
+        "MonotonicityCorrelation", features_in_step=features_in_step(image), nr_samples=MONOTONICITY_SAMPLES
+    )
+    return _call(metric, predict, image, target, attribution, seed)
+
+
+def max_sensitivity(
+    predict: Predictor,
+    image: NDArray[np.float32],
+    target: int,
+    attribution: NDArray[np.float32],
+    seed: int,
+    method: Method,
+) -> float:
+    """The largest relative change of the attribution under small noise. Lower is better.
+
+    Yeh et al., arXiv 1901.09392.
+    """
+    metric = _metric("MaxSensitivity", nr_samples=SENSITIVITY_SAMPLES, lower_bound=NOISE)
+    return _call(metric, predict, image, target, attribution, seed, method)
+
+
+def random_logit(
+    predict: Predictor,
+    image: NDArray[np.float32],
+    target: int,
+    attribution: NDArray[np.float32],
+    seed: int,
+    method: Method,
+    classes: int,
+) -> float:
+    """Pearson's correlation with the attribution of another class (Sixt et al., arXiv 1912.09818). Lower is better."""
+    import quantus
+
+    metric = _metric(
+        "RandomLogit",
+        num_classes=classes,
+        seed=seed,
+        similarity_func=quantus.correlation_pearson,
+        normalise=False,
+    )
+    return _call(metric, predict, image, target, attribution, seed, method)
+
+
+def _metric(name: str, **settings: Any) -> Any:
+    try:
+        import quantus
+    except ImportError as error:
+        raise SptraceError(
+            f"quantus cannot be imported ({error}): pip install 'sptrace[evaluate]'"
+        ) from error
+    return getattr(quantus, name)(disable_warnings=True, display_progressbar=False, **settings)
+
+
+def _call(
+    metric: Any,
+    predict: Predictor,
+    image: NDArray[np.float32],
+    target: int,
+    attribution: NDArray[np.float32],
+    seed: int,
+    method: Method | None = None,
+) -> float:
+    """What Quantus says. It draws from NumPy's global generator."""
+
+    def explain(
+        *, inputs: NDArray[np.float32], targets: NDArray[np.int64], **_: object
+    ) -> NDArray[np.float32]:
+        assert method is not None
+        return method.explain(inputs.astype(np.float32), targets.astype(np.int64))
+
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            [score] = metric(
+                model=_module(predict),
+                x_batch=image[None],
+                y_batch=np.array([target]),
+                a_batch=attribution[None],
+                explain_func=explain,
+                explain_func_kwargs={},
+                device="cpu",
+                channel_first=True,
+                softmax=False,
+            )
+    finally:
+        np.random.set_state(before)
+    return float(score)
+
+
+@cache
+def _module(predict: Predictor) -> nn.Module:
+    """The network as Quantus wants it."""
+    import torch
+    from torch import nn
+
+    class Network(nn.Module):
+        """Asks onnxruntime."""
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            """Logits of images, float32 [N, 3, H, W]."""
+            return torch.from_numpy(predict(image.detach().numpy().astype(np.float32)))
+
+    return Network().eval()
