@@ -24,7 +24,7 @@ from sptrace.graph import value
 from sptrace.models.network import Network
 from sptrace.neuron import Neuron
 from sptrace.programs import program_kind
-from sptrace.softening import Softening
+from sptrace.softening import DEFAULT_PRESET, Softening
 from sptrace.verification.eager_explainer import Eager
 from sptrace.verification.pictures import verify_pictures
 from sptrace.verification.verify import verify
@@ -76,7 +76,7 @@ def compile(
     example: Tensor,
     *,
     program: str = "soft_pullback",
-    softening: Softening | str = "paper",
+    softening: Softening | str = DEFAULT_PRESET,
     calibration: Tensor | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -96,7 +96,7 @@ def compile(
         program: a name of `sptrace.programs.PROGRAMS`.
         softening: a preset's name, or a `Softening`.
         calibration: pictures like the example, on which a softening with scale="calibration" measures what its
-            relative temperatures refer to. None: the example.
+            relative temperatures refer to. None: a synthetic picture, the same everywhere (`example_image`).
         mean: three numbers, of pixels in [0, 1]. Given with `std`, the program's own first step maps `input_range`
             to [0, 1] and normalises, so that image and attribution live in pixel space. None: the model takes
             `image` as it is.
@@ -174,7 +174,7 @@ def compile_network(
         raise SptraceError("mean and std belong together: give both or neither")
     check_precision(precision)
     check_input(input, overlay)
-    pictures = _calibration(calibration, example, softening)
+    pictures = _calibration(calibration, example, preprocessing, softening)
     progress("capturing the network")
     capture.check(network.module, example)
     if kind.is_cam and settings["layer"] is None:
@@ -230,13 +230,15 @@ def example_image(preprocessing: Preprocessing) -> Tensor:
     """Something to verify on: a smooth picture in the input's range, float32 [1, 3, H, W], the same everywhere."""
     height, width = preprocessing.size
     low, high = preprocessing.input_range
-    rows, columns = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    sides = [torch.linspace(0, 1, count, dtype=torch.float32) for count in (height, width)]
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
     waves = [
         torch.sin(2 * torch.pi * (frequency * rows + phase))
         * torch.cos(2 * torch.pi * (3 * frequency * columns - phase))
         for frequency, phase in ((2, 0.1), (3, 0.4), (5, 0.7))
     ]
-    noise = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0)) - 0.5
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(3, height, width, generator=generator, dtype=torch.float32) - 0.5
     pixels = (0.5 + 0.3 * torch.stack(waves) + 0.3 * noise).clamp(0, 1)
     return (low + (high - low) * pixels)[None]
 
@@ -262,10 +264,12 @@ def _parameters(network: nn.Module, captured: fx.GraphModule) -> dict[str, str]:
     }
 
 
-def _calibration(given: Tensor | None, example: Tensor, softening: Softening) -> Tensor | None:
+def _calibration(
+    given: Tensor | None, example: Tensor, preprocessing: Preprocessing, softening: Softening
+) -> Tensor | None:
     """The pictures that relative temperatures are measured on; None: none are, or each picture is its own."""
     if softening.is_relative and softening.scale == "calibration":
-        pictures = example if given is None else given
+        pictures = example_image(preprocessing) if given is None else given
         capture.check_picture(pictures, "the calibration")
         if pictures.shape[1:] != example.shape[1:]:
             raise SptraceError(

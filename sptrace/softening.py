@@ -67,20 +67,34 @@ slope being left out.
 
 _PAPER = {kind: GateRule(*next(iter(rules.items()))) for kind, rules in RULES.items()}
 _HARD = {kind: GateRule(list(rules)[-1], None) for kind, rules in RULES.items()}
+FACTOR = 1.25
+"""Temperatures of preset `relative`, in standard deviations of the layer's input; docs/faithfulness.md says why."""
+
+_RELATIVE_TO_LAYER = {
+    **_PAPER,
+    **{kind: GateRule("phi", Relative(FACTOR)) for kind in ("relu", "leaky_relu", "elu")},
+    "relu6": GateRule("relu", Relative(FACTOR)),
+    "max_pool": GateRule("softmax", Relative(FACTOR)),
+}
 PRESETS: Mapping[str, Mapping[str, GateRule]] = MappingProxyType(
     {
+        "relative": _RELATIVE_TO_LAYER,
         "paper": _PAPER,
         "hard": _HARD,
         "excitation": {**_PAPER, "relu": GateRule("sigmoid", 0.3)},
         "guided": {**_HARD, "relu": GateRule("guided", None)},
     }
 )
-"""`paper`: arXiv 2507.22832, and by y = z * m(z) where it is silent. `hard`: ordinary gradients.
+"""`relative`: piecewise linear gates and maxima at `FACTOR` standard deviations of the layer's input, ReLU6 as a ReLU;
+the others as in `paper`. `paper`: arXiv 2507.22832, and by y = z * m(z) where it is silent. `hard`: ordinary gradients.
 
 `excitation`: the method's older form, sigma(z / 0.3) for ReLUs. `guided`: guided backpropagation (Springenberg et al.,
 arXiv 1412.6806).
 """
 
+
+DEFAULT_PRESET = "relative"
+"""What `compile` uses if nobody says otherwise."""
 
 SCALES = ("sample", "calibration")
 """Where relative temperatures get a layer's scale from: from each picture itself, or measured once when compiling."""
@@ -111,14 +125,15 @@ class Softening:
             of gate a temperature, a rule, or a pair of both. For example {"layer4.*": {"relu": 0.3, "max_pool":
             "hard"}, "features.3": {"relu": ("sigmoid", "0.5std")}}. Where several match, the last one counts.
         scale: where relative temperatures get the standard deviation from: "sample", from each picture, computed in
-            the graph; or "calibration", measured once when compiling, on the calibration pictures or else the example.
+            the graph; or "calibration", measured once when compiling, on the calibration pictures or else on a
+            synthetic picture that is the same everywhere. None: the latter for preset `relative`, else the former.
     """
 
-    preset: str = "paper"
+    preset: str = DEFAULT_PRESET
     tau: Mapping[str, float | str | Relative] = field(default_factory=dict)
     rule: Mapping[str, str] = field(default_factory=dict)
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    scale: str = "sample"
+    scale: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("tau", "rule", "overrides"):
@@ -128,6 +143,8 @@ class Softening:
             raise SptraceError(
                 f"there is no softening preset {self.preset!r}: use one of {', '.join(PRESETS)}"
             )
+        if self.scale is None:
+            object.__setattr__(self, "scale", SCALES[self.preset == "relative"])
         if self.scale not in SCALES:
             raise SptraceError(f"there is no scale {self.scale!r}: use one of {', '.join(SCALES)}")
         for kind in [*self.tau, *self.rule]:
@@ -206,9 +223,8 @@ class Softening:
     def is_relative(self) -> bool:
         """Does any temperature depend on its layer's scale?"""
         overrides = (override for changes in self.overrides.values() for override in changes.values())
-        return any(
-            isinstance(tau, Relative) for tau in (*self.tau.values(), *(change.tau for change in overrides))
-        )
+        taus = [gate.tau for gate in self.gates().values()] + [change.tau for change in overrides]
+        return any(isinstance(tau, Relative) for tau in taus)
 
     def as_dict(self) -> dict[str, Any]:
         """All that it was made from, in types that JSON knows: Softening(**softening.as_dict()) == softening."""

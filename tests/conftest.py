@@ -87,7 +87,7 @@ def make_toy(tmp_path: Path) -> Callable[..., Toy]:
             parameters=weight.size,
             classes=len(LABELS),
             preprocessing=preprocessing,
-            softening=Softening(),
+            softening=Softening("paper"),
             gates=(GateCount("relu", "normal", 0.6, 17), GateCount("max_pool", "softmax", 0.3, 1)),
             labels=labels,
             verification=Verification(

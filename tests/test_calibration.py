@@ -9,7 +9,8 @@ from torch import Tensor
 
 import sptrace
 from sptrace import Softening
-from sptrace.artifact import Description
+from sptrace.artifact import Description, Preprocessing
+from sptrace.compiler import example_image
 
 RELATIVE = {"relu": "0.5std", "max_pool": "0.2std"}
 
@@ -39,11 +40,19 @@ def explain(program: sptrace.Program) -> Tensor:
     return answer
 
 
+def synthetic() -> Tensor:
+    height, width = images(1).shape[2:]
+    return example_image(Preprocessing((height, width)))
+
+
 @pytest.mark.parametrize("count", [None, 1, 11])
 def test_scales_are_means_over_the_calibration_pictures(count: int | None) -> None:
-    pictures = images(2) if count is None else images(count, seed=5)
+    """Without any, over a synthetic picture."""
+    pictures = synthetic() if count is None else images(count, seed=5)
     seen = hooked(classifier(), pictures)
-    program = compiled(Softening(tau=RELATIVE, scale="calibration"), None if count is None else pictures)
+    program = compiled(
+        Softening("paper", tau=RELATIVE, scale="calibration"), None if count is None else pictures
+    )
     scales = program.description.scales
     assert [scale.path for scale in scales] == ["stem.2", "pool", "act"]
     for scale in scales:
@@ -51,6 +60,7 @@ def test_scales_are_means_over_the_calibration_pictures(count: int | None) -> No
         assert scale.scale == pytest.approx(wanted, rel=1e-5)
     fixed = {scale.path: scale.scale for scale in scales}
     absolute = Softening(
+        "paper",
         overrides={
             path: {kind: factor * fixed[path]}
             for path, kind, factor in (
@@ -58,13 +68,13 @@ def test_scales_are_means_over_the_calibration_pictures(count: int | None) -> No
                 ("pool", "max_pool", 0.2),
                 ("act", "relu", 0.5),
             )
-        }
+        },
     )
     torch.testing.assert_close(explain(program), explain(compiled(absolute)), rtol=1e-5, atol=1e-7)
 
 
 def test_it_is_written_into_the_artifact() -> None:
-    softening = Softening(tau=RELATIVE, scale="calibration")
+    softening = Softening("paper", tau=RELATIVE, scale="calibration")
     description = Description.from_json(compiled(softening).description.to_json())
     assert description.softening == softening
     assert len(description.scales) == 3
@@ -79,7 +89,7 @@ def test_a_layer_that_is_the_same_everywhere() -> None:
     network = classifier()
     torch.nn.init.zeros_(network.stem[1].weight)
     torch.nn.init.zeros_(network.stem[1].bias)
-    softening = Softening(tau={"relu": "0.01std"}, scale="calibration")
+    softening = Softening("paper", tau={"relu": "0.01std"}, scale="calibration")
     given = explain(sptrace.compile(network, images(2), softening=softening))
     assert given.isfinite().all()
 
@@ -87,15 +97,23 @@ def test_a_layer_that_is_the_same_everywhere() -> None:
 @pytest.mark.parametrize(
     ("softening", "calibration", "message"),
     [
-        (Softening(), images(1), "calibration pictures are for relative temperatures"),
-        (Softening(tau=RELATIVE), images(1), "calibration pictures are for relative temperatures"),
-        (Softening(tau=RELATIVE, scale="calibration"), images(1, 24), "the calibration pictures are"),
+        (Softening("paper"), images(1), "calibration pictures are for relative temperatures"),
+        (Softening("paper", tau=RELATIVE), images(1), "calibration pictures are for relative temperatures"),
         (
-            Softening(tau=RELATIVE, scale="calibration"),
+            Softening("paper", tau=RELATIVE, scale="calibration"),
+            images(1, 24),
+            "the calibration pictures are",
+        ),
+        (
+            Softening("paper", tau=RELATIVE, scale="calibration"),
             images(1)[0],
             "the calibration must be a float32 tensor",
         ),
-        (Softening(tau=RELATIVE, scale="calibration"), "folder", "the calibration must be a float32 tensor"),
+        (
+            Softening("paper", tau=RELATIVE, scale="calibration"),
+            "folder",
+            "the calibration must be a float32 tensor",
+        ),
     ],
 )
 def test_mistakes(softening: Softening, calibration: Any, message: str) -> None:

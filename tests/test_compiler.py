@@ -20,6 +20,7 @@ from sptrace.artifact import METADATA_KEY, Description, GateCount, Preprocessing
 from sptrace.compiler import example_image
 from sptrace.errors import SptraceError, UnsupportedError
 from sptrace.graph import placeholder, shape, value
+from sptrace.softening import FACTOR
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -206,11 +207,11 @@ def test_the_description(program: sptrace.Program) -> None:
     assert description.classes == 7
     assert description.parameters == sum(weight.numel() for weight in classifier().parameters())
     assert description.preprocessing == Preprocessing(size=(16, 16), mean=MEAN, std=STD)
-    assert description.softening == sptrace.Softening("paper")
+    assert description.softening == sptrace.Softening("relative")
     assert description.gates == (
-        GateCount("max_pool", "softmax", 0.3, 1),
-        GateCount("relu", "phi", 0.6, 2),
-        GateCount("relu6", "phi", 0.6, 1),
+        GateCount("max_pool", "softmax", f"{FACTOR:g}std", 1),
+        GateCount("relu", "phi", f"{FACTOR:g}std", 2),
+        GateCount("relu6", "relu", f"{FACTOR:g}std", 1),
     )
     assert description.version == sptrace.__version__
     assert description.labels == LABELS

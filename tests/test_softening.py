@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sptrace.errors import SptraceError
-from sptrace.softening import PRESETS, RULES, GateRule, Relative, Softening
+from sptrace.softening import FACTOR, PRESETS, RULES, GateRule, Relative, Softening
 
 TEMPERATURE = "the temperature of relu must be a number above 0, or one like '0.6std'"
 
@@ -27,7 +27,17 @@ def test_the_presets() -> None:
     assert {kind: gates[kind] for kind in PAPER} == PAPER
     hard = Softening("hard").gates()
     assert {kind: hard[kind] for kind in PAPER} == dict.fromkeys(PAPER, GateRule("hard", None))
-    assert Softening() == Softening("paper")
+    assert Softening() == Softening("relative") == Softening("relative", scale="calibration")
+    assert Softening("paper") == Softening("paper", scale="sample")
+    relative = Softening().gates()
+    assert relative["relu"] == ("phi", Relative(FACTOR))
+    assert relative["relu6"] == ("relu", Relative(FACTOR))
+    assert relative["max_pool"] == ("softmax", Relative(FACTOR))
+    assert {kind: relative[kind] for kind in ("gelu", "silu", "attention", "layer_norm")} == {
+        kind: gates[kind] for kind in ("gelu", "silu", "attention", "layer_norm")
+    }
+    assert Softening().is_relative
+    assert not any(Softening(preset).is_relative for preset in ("paper", "hard", "excitation", "guided"))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -87,16 +97,17 @@ def test_it_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize("given", ["0.6std", " 0.6 std ", Relative(0.6), Relative(np.float64(0.6))])
 def test_temperatures_relative_to_the_layer(given: Any) -> None:
-    softening = Softening(tau={"relu": given})
+    softening = Softening("paper", tau={"relu": given})
     assert softening.gate("relu") == ("phi", Relative(0.6))
-    assert softening == Softening(tau={"relu": "0.6std"})
+    assert softening == Softening("paper", tau={"relu": "0.6std"})
     assert softening.is_relative
-    assert Softening(overrides={"a": {"relu": ("sigmoid", given)}}).is_relative
-    assert not Softening(tau={"relu": 0.6}, overrides={"a": {"relu": "hard"}}).is_relative
+    assert Softening("paper", overrides={"a": {"relu": ("sigmoid", given)}}).is_relative
+    assert not Softening("paper", tau={"relu": 0.6}, overrides={"a": {"relu": "hard"}}).is_relative
 
 
 def test_overrides() -> None:
     softening = Softening(
+        "paper",
         tau={"relu": 0.5},
         overrides={
             "*": {"max_pool": "hard"},
@@ -138,7 +149,7 @@ def test_it_can_be_written_down(softening: Softening) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "soft"}, "there is no softening preset 'soft': use one of paper, hard"),
+        ({"preset": "soft"}, "there is no softening preset 'soft': use one of relative, paper, hard"),
         ({"tau": {"gate": 1.0}}, "there is no kind of gate 'gate': use one of relu, "),
         ({"rule": {"relu7": "phi"}}, "there is no kind of gate 'relu7': use one of relu, "),
         ({"rule": {"relu": "softmax"}}, "relu has no rule 'softmax': use one of phi, sigmoid, guided, hard"),

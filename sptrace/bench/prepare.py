@@ -89,7 +89,9 @@ def prepare(
         SptraceError: the network or the program cannot be compiled.
     """
     example = example_image(network.preprocessing)
-    compiled = compile_network(network, example, program=program, softening=Softening(), progress=progress)
+    compiled = compile_network(
+        network, example, program=program, softening=Softening("paper"), progress=progress
+    )
     compiled.save(folder / ARTIFACT)
     description = compiled.description
     images = torch.cat([example.roll(7 * number, -1) for number in range(max(batches))])

@@ -20,7 +20,7 @@ from sptrace.cli.softening import read_photographs, read_softening
 from sptrace.errors import SptraceError
 from sptrace.files import require_writable
 from sptrace.programs import PROGRAMS, Setting, program_kind
-from sptrace.softening import PRESETS, Softening
+from sptrace.softening import DEFAULT_PRESET, PRESETS, Softening
 
 if TYPE_CHECKING:
     from sptrace.models.network import Network
@@ -45,7 +45,7 @@ def compile_(
         int | None,
         typer.Option(help="Height and width of the input in pixels.", show_default="the network's own"),
     ] = None,
-    preset: Annotated[str, typer.Option(help=f"Softening: {', '.join(PRESETS)}.")] = "paper",
+    preset: Annotated[str, typer.Option(help=f"Softening: {', '.join(PRESETS)}.")] = DEFAULT_PRESET,
     tau: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,6 +69,14 @@ def compile_(
         typer.Option(
             metavar="FOLDER",
             help="Photographs on which relative temperatures are measured once, and not for every picture.",
+        ),
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            help="Where relative temperatures come from: sample, every picture; or calibration, measured once when "
+            "compiling, without --calibrate on a synthetic picture.",
+            show_default="the preset's",
         ),
     ] = None,
     option: Annotated[
@@ -129,7 +137,11 @@ def compile_(
     form: dict[str, Any] = {"precision": precision, "input": input_, "overlay": overlay}
     options = _with_neuron(read_settings(option), layer, unit, position, direction)
     program_kind(program).settings(options)
-    softening = read_softening(preset, tau, rule, override, "calibration" if calibrate else "sample")
+    if calibrate and scale == "sample":
+        raise SptraceError(
+            "--calibrate measures once what --scale sample takes from every picture: leave one of them out"
+        )
+    softening = read_softening(preset, tau, rule, override, "calibration" if calibrate else scale)
     normalisation = Normalisation.read(mean, std)
     console = Console(highlight=False, markup=False, emoji=False)
     start = time.perf_counter()

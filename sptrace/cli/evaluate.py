@@ -88,6 +88,8 @@ def evaluate(
     """Measure how faithful explanations are: a table with confidence intervals, plots, and every score."""
     wanted = _metrics(metrics)
     artifacts, name = _sorted(subjects)
+    if name is None and methods is not None:
+        raise SptraceError("--methods compiles programs of a network: name one beside the artifacts")
     normalisation = Normalisation.read(mean, std)
     if output.exists() and not output.is_dir():
         raise SptraceError(f"cannot write the report to {output}: it is a file; give a folder")
@@ -201,8 +203,6 @@ def _methods(
     from sptrace.evaluation.methods import DEFAULT, compiled, of_captum
 
     if network is None:
-        if methods is not None:
-            raise SptraceError("--methods compiles programs of a network: name one beside the artifacts")
         return
     folder = output / "artifacts"
     folder.mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ def read_softening(
     tau: Sequence[str] | None,
     rule: Sequence[str] | None,
     override: Sequence[str] | None,
-    scale: str,
+    scale: str | None,
 ) -> Softening:
     """The softening that flags ask for: --tau KIND=TAU, --rule KIND=RULE, --override PATTERN:KIND=TAU or =RULE."""
     overrides: dict[str, dict[str, Any]] = {}

@@ -29,9 +29,8 @@ def insertion_deletion(
     order = np.argsort(-attribution.sum(axis=0, dtype=np.float64), axis=None, kind="stable")
     rank = np.empty(order.size, np.int64)
     rank[order] = np.arange(order.size)
-    rank = rank.reshape(image.shape[1:])
     limits = np.linspace(0, order.size, STEPS + 1).round()
-    chosen = rank[None, None] < limits[:, None, None, None]
+    chosen = rank.reshape(1, 1, *image.shape[1:]) < limits[:, None, None, None]
     inserted = np.where(chosen, image, blurred(image))
     deleted = np.where(chosen, np.float32(0), image)
     logits = predict(np.concatenate([inserted, deleted])).astype(np.float64)

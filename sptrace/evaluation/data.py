@@ -54,8 +54,9 @@ def read(source: Path, labels: Path | None, preprocessing: Preprocessing, count:
         if labels is not None:
             raise SptraceError(f"{source} holds its own labels: leave --labels out")
         return _arrays(source, preprocessing, count)
+    found = photo.in_folder(source)
     given = None if labels is None else _labels(labels)
-    paths = photo.in_folder(source) if given is None else [source / name for name in given]
+    paths = found if given is None else [source / name for name in given]
     paths = paths[:count]
     images = [photo.prepare(photo.read(path), preprocessing)[0] for path in paths]
     classes = None if given is None else np.array([given[path.name] for path in paths], np.int64)

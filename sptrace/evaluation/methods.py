@@ -135,7 +135,7 @@ def of_captum(network: Network, name: str) -> Method:
         method = captum.attr.NoiseTunnel(captum.attr.Saliency(model))
         settings = {"nt_samples": 50, "nt_samples_batch_size": 10, "stdevs": 0.15, "abs": False}
     else:
-        kind = {
+        kind: Any = {
             "saliency": captum.attr.Saliency,
             "input_x_gradient": captum.attr.InputXGradient,
             "integrated_gradients": captum.attr.IntegratedGradients,
@@ -143,9 +143,10 @@ def of_captum(network: Network, name: str) -> Method:
             "deconvolution": captum.attr.Deconvolution,
         }[name]
         method = kind(model)
-        settings = {"saliency": {"abs": False}, "integrated_gradients": {"internal_batch_size": 16}}.get(
-            name, {}
-        )
+        if name == "saliency":
+            settings = {"abs": False}
+        elif name == "integrated_gradients":
+            settings = {"internal_batch_size": 16}
 
     def explain(images: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float32]:
         parts = []

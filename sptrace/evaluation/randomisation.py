@@ -83,7 +83,7 @@ def _program(network: Network, name: str) -> torch.fx.GraphModule:
         settings["layer"] = layers.last_convolution(network.module, example)
     neuron = Neuron.of_cam(settings) if kind.is_cam else Neuron.of(settings)
     captured = capture.capture(network.module, example, settings["layer"])
-    pictures = example if softening.is_relative and softening.scale != "sample" else None
+    pictures = example if softening.is_relative and softening.scale == "calibration" else None
     return compose(program, assemble(captured, network.preprocessing, softening, neuron, pictures), settings)
 
 

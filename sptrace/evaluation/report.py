@@ -209,11 +209,11 @@ def _save(figure: Any, path: Path) -> None:
 
 
 DEFINITIONS = {
-    "infidelity": "Infidelity: mean of (beta <attribution, I> - change of the logit)^2, where I is what noise in [-1, 1] "
-    "changes in squares of a half and a quarter of the picture's side, one square added after the other (as in "
-    "Quantus), 5 draws. Unlike in Quantus beta is E[ab] / E[a^2], one per size.",
-    "faithfulness_correlation": "Faithfulness correlation: Pearson's, between |attribution| in each square of a quarter "
-    "of the side and the drop of the logit when it becomes 0; Quantus draws random subsets instead.",
+    "infidelity": "Infidelity: mean of (beta <attribution, I> - change of the logit)^2, where I is what noise in "
+    "[-1, 1] changes in squares of a half and a quarter of the picture's side, one square added after the other (as "
+    "in Quantus), 5 draws. Unlike in Quantus beta is E[ab] / E[a^2], one per size.",
+    "faithfulness_correlation": "Faithfulness correlation: Pearson's, between |attribution| in each square of a "
+    "quarter of the side and the drop of the logit when it becomes 0; Quantus draws random subsets instead.",
     "faithfulness_estimate": "Faithfulness estimate: Quantus's own, 48 steps (3136 numbers a step at 224 pixels).",
     "monotonicity_correlation": "Monotonicity correlation: Quantus's own, 48 steps, "
     f"{MONOTONICITY_SAMPLES} draws a step in place of 100.",

@@ -109,7 +109,7 @@ def _call(
     seed: int,
     method: Method | None = None,
 ) -> float:
-    """What Quantus says. It draws from NumPy's global generator."""
+    """What Quantus says, nan of an attribution that is 0 everywhere. It draws from NumPy's global generator."""
 
     def explain(
         *, inputs: NDArray[np.float32], targets: NDArray[np.int64], **_: object
@@ -117,6 +117,8 @@ def _call(
         assert method is not None
         return method.explain(inputs.astype(np.float32), targets.astype(np.int64))
 
+    if not attribution.any():
+        return float("nan")
     before = np.random.get_state()
     np.random.seed(seed)
     try:

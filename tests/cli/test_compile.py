@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 import sptrace
 from sptrace import picture
 from sptrace.cli import main
+from sptrace.softening import FACTOR
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -57,7 +58,7 @@ def test_from_network_to_picture(run: Run, exported: Path, tmp_path: Path) -> No
         "compile", exported, "-o", artifact, "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"
     )
     assert status == 0
-    assert "1 relu (phi, tau 0.6)" in output
+    assert f"1 relu (phi, tau {FACTOR:g}std)" in output
     assert str(artifact) in output
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(photograph)
@@ -173,7 +174,7 @@ def test_a_softening_from_flags(run: Run, exported: Path, tmp_path: Path) -> Non
     assert (status, errors) == (0, "")
     assert "1 relu (phi, tau 0.5std)" in output
     description = sptrace.load(artifact).description
-    assert description.softening == sptrace.Softening(tau={"relu": "0.5std"}, scale="calibration")
+    assert description.softening == sptrace.Softening("relative", tau={"relu": "0.5std"}, scale="calibration")
     assert len(description.scales) == 1
     run("compile", exported, "-o", artifact, "--override", "*:relu=sigmoid", "--override", "*:max_pool=hard")
     status, _, errors = run("compile", exported, "-o", artifact, "--override", "*:relu=0.25")

@@ -124,7 +124,7 @@ def test_where_a_gate_came_from_is_kept() -> None:
 
 
 def test_overrides_by_module_path() -> None:
-    softening = Softening(overrides={"block.*": {"relu6": "hard"}, "st*": {"relu": 0.25}})
+    softening = Softening("paper", overrides={"block.*": {"relu6": "hard"}, "st*": {"relu": 0.25}})
     module = capture(classifier(), images(1))
     passes.run(passes.PREPARE, module)
     assert passes.soften(module, softening) == (
