@@ -1,6 +1,6 @@
 """sptrace: an ahead-of-time compiler for explanations of vision networks.
 
-    program = sptrace.compile(model, example, program="soft_pullback", softening="paper")
+    program = sptrace.compile(model, example, program="soft_pullback")
     program.save("explainer.onnx")
     explainer = sptrace.load("explainer.onnx")
     result = explainer.explain(image)

@@ -41,4 +41,4 @@ def check_gate(activation: Activation, gate: Gate, softening: Softening) -> None
 
 
 def soft(kind: str, rule: str, tau: float | None = None) -> Softening:
-    return Softening(rule={kind: rule}, tau={} if tau is None else {kind: tau})
+    return Softening("paper", rule={kind: rule}, tau={} if tau is None else {kind: tau})

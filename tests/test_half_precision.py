@@ -60,7 +60,8 @@ def saved(path: Path, network: nn.Module, precision: str, **options: Any) -> spt
         {"program": "smooth_pullback", "samples": 3},
         {"program": "fusion_pullback", "samples": 2, "draws": 2},
         {"direction": True},
-        {"objective": "cross_entropy", "program": "pullback_ascent"},
+        # With relative temperatures this random network's is steeper than half precision, and refused.
+        {"objective": "cross_entropy", "program": "pullback_ascent", "softening": "paper"},
     ],
     ids=lambda options: "-".join(options) or "plain",
 )

@@ -27,6 +27,7 @@ from sptrace.cli.normalisation import Normalisation
 from sptrace.errors import SptraceError
 from sptrace.files import replacing
 from sptrace.onnx_file import outline
+from sptrace.version import __version__
 
 if TYPE_CHECKING:
     from sptrace.evaluation.data import Pictures
@@ -104,7 +105,10 @@ def evaluate(
         given = [_of_artifact(path, threads) for path in artifacts]
         pictures = data.read(images, labels, _preprocessing(network, artifacts), count)
         _require_mosaics(pictures, wanted)
-        _begin(output, [*map(_fingerprint, artifacts), name, weights, mean, std, size, images.name, seed])
+        _begin(
+            output,
+            [__version__, *map(_fingerprint, artifacts), name, weights, mean, std, size, images.name, seed],
+        )
         compared = [*given, *_methods(network, methods, output, status.update, threads)]
         _require_names(compared)
         predict = Predictor(_forward(compared), threads)

@@ -32,7 +32,7 @@ def distance(given: Tensor, wanted: Tensor) -> float:
 
 
 def assert_agrees(network: nn.Module, softening: Softening | None = None) -> None:
-    rules = (softening or Softening()).gates()
+    rules = (softening or Softening("paper")).gates()
     image = small_networks.images(3)
     wanted, wanted_logits, _ = reference(network, image, TARGET, rules=rules, **NORMALISATION)
     attribution, logits = Peer(copy.deepcopy(network), PREPROCESSING, rules)(image, TARGET)
@@ -125,14 +125,19 @@ def test_multi_head_attention(batch_first: bool, between: Callable[[Tensor], Ten
 
 @pytest.mark.parametrize(
     "softening",
-    [Softening("excitation"), Softening("guided"), Softening("hard"), Softening(rule={"relu6": "relu"})],
+    [
+        Softening("excitation"),
+        Softening("guided"),
+        Softening("hard"),
+        Softening("paper", rule={"relu6": "relu"}),
+    ],
 )
 def test_other_rules(softening: Softening) -> None:
     assert_agrees(small_networks.classifier(), softening)
 
 
 def test_a_mode_only_where_it_is_needed() -> None:
-    rules, size = Softening().gates(), (16, 16)
+    rules, size = Softening("paper").gates(), (16, 16)
     network = small_networks.classifier()
     before = [type(module) for module in network.modules()]
     assert not calls_gates(network, rules, size)
@@ -144,7 +149,7 @@ def test_a_mode_only_where_it_is_needed() -> None:
 
 def test_no_gradient_of_weights_is_computed() -> None:
     network = small_networks.classifier().requires_grad_(True)
-    peer = Peer(network, PREPROCESSING, Softening().gates())
+    peer = Peer(network, PREPROCESSING, Softening("paper").gates())
     peer(small_networks.images(3), TARGET)
     assert not any(parameter.requires_grad for parameter in peer.network.parameters())
     assert all(parameter.grad is None for parameter in peer.network.parameters())
@@ -155,7 +160,7 @@ def test_exported_graphs() -> None:
     exported = torch.export.export(
         network, (small_networks.images(2),), dynamic_shapes=({0: torch.export.Dim("batch")},)
     )
-    rules, image = Softening().gates(), small_networks.images(3)
+    rules, image = Softening("paper").gates(), small_networks.images(3)
     wanted, _, _ = reference(network, image, TARGET, rules=rules, **NORMALISATION)
     attribution, _ = Peer(exported.module(), PREPROCESSING, rules)(image, TARGET)
     assert distance(attribution, wanted) < 1e-5
@@ -167,7 +172,7 @@ def test_programs(program: str) -> None:
     few = {name: 3 for name in ("steps", "samples") if name in kind.options}
     if "clamp" in kind.options:
         few |= {"clamp": "every", "epsilon": 30.0}
-    settings, softening = kind.settings(few), kind.softening(Softening())
+    settings, softening = kind.settings(few), kind.softening(Softening("paper"))
     image = small_networks.images(3)
     wanted, wanted_logits = Eager(program, settings, network, PREPROCESSING, softening)(image, TARGET)
     peer = Peer(copy.deepcopy(network), PREPROCESSING, softening.gates(), program, settings)
@@ -178,13 +183,13 @@ def test_programs(program: str) -> None:
 
 def test_programs_without_a_peer() -> None:
     with pytest.raises(SptraceError, match=r"gradcam was not written for this side: it has soft_pullback, "):
-        Peer(small_networks.classifier(), PREPROCESSING, Softening().gates(), "gradcam")
+        Peer(small_networks.classifier(), PREPROCESSING, Softening("paper").gates(), "gradcam")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
 def test_torch_compile(whole: bool) -> None:
-    network, rules = small_networks.classifier(), Softening().gates()
+    network, rules = small_networks.classifier(), Softening("paper").gates()
     image = small_networks.images(3)
     wanted, _ = Peer(copy.deepcopy(network), PREPROCESSING, rules)(image, TARGET)
     peer = Peer(network, PREPROCESSING, rules)
@@ -203,7 +208,7 @@ def test_architectures(name: str) -> None:
 
     network: Network = random_network(f"torchvision:{name}")
     image = small_networks.images(1, 224)
-    rules, target = Softening().gates(), torch.tensor([3])
+    rules, target = Softening("paper").gates(), torch.tensor([3])
     how = network.preprocessing
     wanted, _, _ = reference(network.module, image, target, rules=rules, mean=how.mean, std=how.std)
     attribution, _ = Peer(network.module, how, rules)(image, target)

@@ -36,7 +36,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if name not in written:
             path = folder / f"{len(written)}.onnx"
             network, image = small_networks.classifier(), small_networks.images(1)
-            sptrace.compile(network, image, program=program, mean=MEAN, std=STD, **options).save(path)
+            sptrace.compile(
+                network, image, program=program, softening="paper", mean=MEAN, std=STD, **options
+            ).save(path)
             written[name] = path
         return written[name]
 
@@ -57,7 +59,7 @@ def expected(program: str, image: np.ndarray, target: np.ndarray, **options: Any
         settings,
         small_networks.classifier(),
         Preprocessing((16, 16), mean=MEAN, std=STD),
-        kind.softening(Softening()),
+        kind.softening(Softening("paper")),
     )
     return eager(torch.from_numpy(image), torch.from_numpy(target))[0].numpy()
 

@@ -77,7 +77,7 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module")
 def module(network: nn.Module) -> torch.fx.GraphModule:
     preprocessing = Preprocessing(size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
-    assembled = assemble(capture(network, numbers(1, 3, *SIZE)), preprocessing, Softening())
+    assembled = assemble(capture(network, numbers(1, 3, *SIZE)), preprocessing, Softening("paper"))
     return compose("soft_pullback", assembled, {})
 
 

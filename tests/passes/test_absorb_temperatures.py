@@ -26,7 +26,7 @@ ERF = 1 / math.sqrt(2)
 def softened(network: nn.Module, softening: Softening | None = None) -> fx.GraphModule:
     module = capture(network, images(1))
     passes.run(passes.PREPARE, module)
-    passes.soften(module, softening or Softening())
+    passes.soften(module, softening or Softening("paper"))
     return module
 
 
@@ -120,7 +120,7 @@ def test_temperatures_that_differ() -> None:
         return self.head(self.late(self.early(x) + x).mean((2, 3)))
 
     network = small(body, stem=nn.Conv2d(3, 8, 1), early=nn.ReLU(), late=nn.ReLU(), head=nn.Linear(8, 3))
-    softening = Softening(overrides={"late": {"relu": 0.3}})
+    softening = Softening("paper", overrides={"late": {"relu": 0.3}})
     after = absorbed(network, count=1, softening=softening)
     taus = [node.kwargs["tau"] for node in after.graph.nodes if node.target is gates.relu]
     assert taus == [ERF, pytest.approx(0.3 * ERF / 0.6)]
@@ -157,13 +157,13 @@ def test_gelu() -> None:
 @pytest.mark.parametrize(
     ("act", "softening"),
     [
-        (nn.GELU(approximate="tanh"), Softening()),
-        (nn.GELU(), Softening(tau={"gelu": 0.5})),
+        (nn.GELU(approximate="tanh"), Softening("paper")),
+        (nn.GELU(), Softening("paper", tau={"gelu": 0.5})),
         (nn.GELU(), Softening("hard")),
-        (nn.SiLU(), Softening()),
+        (nn.SiLU(), Softening("paper")),
         (nn.ReLU(), Softening("hard")),
-        (nn.ReLU(), Softening(tau={"relu": "0.6std"})),
-        (nn.Hardtanh(), Softening()),
+        (nn.ReLU(), Softening("paper", tau={"relu": "0.6std"})),
+        (nn.Hardtanh(), Softening("paper")),
     ],
 )
 def test_gates_that_have_no_such_factor(act: nn.Module, softening: Softening) -> None:

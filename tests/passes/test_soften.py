@@ -147,7 +147,7 @@ def test_attention_overrides_by_module_path() -> None:
     attentions = nn.ModuleList(nn.MultiheadAttention(3, 1, batch_first=True) for _ in range(2))
     module = capture(small(body, attentions=attentions), images(1))
     passes.run(passes.PREPARE, module)
-    counts = passes.soften(module, Softening(overrides={"attentions.1": {"attention": "full"}}))
+    counts = passes.soften(module, Softening("paper", overrides={"attentions.1": {"attention": "full"}}))
     assert counts == (GateCount("attention", "full", None, 1), GateCount("attention", "value", 1.0, 1))
 
 
@@ -168,4 +168,4 @@ def test_an_override_that_matches_nothing(overrides: Any, message: str) -> None:
     module = capture(classifier(), images(1))
     passes.run(passes.PREPARE, module)
     with pytest.raises(SptraceError, match=re.escape(message)):
-        passes.soften(module, Softening(overrides=overrides))
+        passes.soften(module, Softening("paper", overrides=overrides))

@@ -103,7 +103,7 @@ def test_parameters_that_vary_are_sliced() -> None:
 def test_only_values_are_pulled_back(network: nn.Module) -> None:
     """No product of the pullback is with the weights of queries and keys, and nothing is padded with zeros."""
     image = numbers(1, 3, 32, 32)
-    assembled = assemble(capture(network.eval(), image), Preprocessing((32, 32)), Softening())
+    assembled = assemble(capture(network.eval(), image), Preprocessing((32, 32)), Softening("paper"))
     adjoint = [node for node in assembled.module.graph.nodes if node.meta.get("adjoint")]
     assert not any(
         str(node.target) == "aten.constant_pad_nd.default" and "attn" in node.meta["path"] for node in adjoint

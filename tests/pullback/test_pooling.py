@@ -123,14 +123,20 @@ def test_max_pool(pool: nn.MaxPool2d, softening: Softening, share: Share) -> Non
 @pytest.mark.parametrize("ceil_mode", [False, True])
 def test_max_pool_of_odd_and_even_sizes(ceil_mode: bool, size: tuple[int, int]) -> None:
     check_max_pool(
-        nn.MaxPool2d(3, 2, 1, ceil_mode=ceil_mode), numbers(2, 1, *size).double(), softmax(0.3), Softening()
+        nn.MaxPool2d(3, 2, 1, ceil_mode=ceil_mode),
+        numbers(2, 1, *size).double(),
+        softmax(0.3),
+        Softening("paper"),
     )
 
 
 @pytest.mark.parametrize("tau", [0.05, 2.0])
 def test_temperature_of_a_max_pool(tau: float) -> None:
     check_max_pool(
-        nn.MaxPool2d(3, 2, 1), numbers(2, 1, 5, 6).double(), softmax(tau), Softening(tau={"max_pool": tau})
+        nn.MaxPool2d(3, 2, 1),
+        numbers(2, 1, 5, 6).double(),
+        softmax(tau),
+        Softening("paper", tau={"max_pool": tau}),
     )
 
 
@@ -139,7 +145,7 @@ def test_temperature_of_a_max_pool(tau: float) -> None:
 def test_max_pool_far_from_zero(offset: float, padding: int) -> None:
     """Where all numbers are negative padding takes the softmax but never the maximum; nothing overflows."""
     image = (numbers(2, 1, 5, 6) + offset).double()
-    check_max_pool(nn.MaxPool2d(3, 2, padding), image, softmax(0.3), Softening())
+    check_max_pool(nn.MaxPool2d(3, 2, padding), image, softmax(0.3), Softening("paper"))
     check_max_pool(nn.MaxPool2d(3, 2, padding), image, first_maximum, HARD)
 
 
@@ -149,7 +155,7 @@ def test_max_pool_far_from_zero(offset: float, padding: int) -> None:
 def test_max_pool_of_equal_cells(pool: nn.MaxPool2d) -> None:
     image = numbers(3, 1, 7, 6).sign().double()
     image[0] = 0.0
-    check_max_pool(pool, image, softmax(0.3), Softening())
+    check_max_pool(pool, image, softmax(0.3), Softening("paper"))
     check_max_pool(pool, image, first_maximum, HARD)
     check_ordinary(Op(pool), image=image)
 
@@ -161,7 +167,7 @@ def test_max_pool_of_maps_without_channels() -> None:
         Op(lambda x: F.max_pool2d(x[:, 0], 2)),
         image,
         torch.from_numpy(np.stack(jacobians)),
-        softening=Softening(),
+        softening=Softening("paper"),
     )
 
 

@@ -56,10 +56,10 @@ def pictures() -> Tensor:
 @pytest.mark.parametrize("kind", GATES)
 def test_each_picture_has_its_own(kind: str) -> None:
     module = built(GATES[kind])
-    relative = attribution(module, pictures(), Softening(tau={kind: "0.7std"}))
+    relative = attribution(module, pictures(), Softening("paper", tau={kind: "0.7std"}))
     for row, picture in enumerate(pictures()):
         tau = 0.7 * float(module.conv(picture[None]).detach().numpy().astype("float64").std())
-        alone = attribution(module, picture[None], Softening(tau={kind: tau}))
+        alone = attribution(module, picture[None], Softening("paper", tau={kind: tau}))
         assert (relative[row] - alone[0]).abs().max() <= 1e-5 * alone.abs().max()
 
 
@@ -80,7 +80,7 @@ def test_windows_of_a_picture_belong_together() -> None:
         weight=numbers(5, 24, 6),
     )
     whole.load_state_dict(module.state_dict())
-    softening = Softening(tau={"relu": Relative(0.5)})
+    softening = Softening("paper", tau={"relu": Relative(0.5)})
     given, wanted = (attribution(one, pictures(), softening) for one in (module, whole))
     torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-6)
 
@@ -93,12 +93,12 @@ def test_pictures_that_do_not_come_first() -> None:
     with pytest.raises(
         sptrace.UnsupportedError, match="one picture's explanation would depend on the others"
     ):
-        attribution(module, pictures(), Softening(tau={"relu": "1std"}))
+        attribution(module, pictures(), Softening("paper", tau={"relu": "1std"}))
 
 
 def test_a_layer_that_is_the_same_everywhere() -> None:
     module = built(F.relu)
     nn.init.zeros_(module.conv.weight)
     nn.init.constant_(module.conv.bias, 0.5)
-    given = attribution(module, pictures(), Softening(tau={"relu": "1std"}))
+    given = attribution(module, pictures(), Softening("paper", tau={"relu": "1std"}))
     assert given.isfinite().all()
