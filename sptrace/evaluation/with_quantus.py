@@ -109,13 +109,16 @@ def _call(
     seed: int,
     method: Method | None = None,
 ) -> float:
-    """What Quantus says, nan of an attribution that is 0 everywhere. It draws from NumPy's global generator."""
+    """What Quantus says; nan where an attribution is 0 everywhere. It draws from NumPy's global generator."""
 
     def explain(
         *, inputs: NDArray[np.float32], targets: NDArray[np.int64], **_: object
     ) -> NDArray[np.float32]:
         assert method is not None
-        return method.explain(inputs.astype(np.float32), targets.astype(np.int64))
+        answer = method.explain(inputs.astype(np.float32), targets.astype(np.int64))
+        if not answer.any():
+            raise _BlankError
+        return answer
 
     if not attribution.any():
         return float("nan")
@@ -135,9 +138,15 @@ def _call(
                 channel_first=True,
                 softmax=False,
             )
+    except _BlankError:
+        return float("nan")
     finally:
         np.random.set_state(before)
     return float(score)
+
+
+class _BlankError(Exception):
+    """An attribution is 0 everywhere, as Grad-CAM's can be: Quantus has no answer."""
 
 
 @cache

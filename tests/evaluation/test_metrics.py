@@ -206,6 +206,13 @@ def test_random_logit(image: np.ndarray, artifact: Path) -> None:
     ) == pytest.approx(0, abs=1e-5)
 
 
+def test_of_an_explanation_that_is_blank_nothing_is_said(image: np.ndarray, artifact: Path) -> None:
+    """Guided Grad-CAM's is where the map is negative everywhere; one of another class is enough."""
+    predict, blank = Predictor(artifact), Method("blank", lambda images, targets: np.zeros_like(images))
+    assert np.isnan(with_quantus.random_logit(predict, image, 2, image, 1, blank, 7))
+    assert with_quantus.max_sensitivity(predict, image, 2, image, 1, Method("itself", lambda x, _: x)) > 0
+
+
 def test_quantus_leaves_the_global_generator_as_it_was(
     image: np.ndarray, attribution: np.ndarray, artifact: Path
 ) -> None:
