@@ -87,6 +87,7 @@ def network() -> Network:
     return Network(classifier(), "small", preprocessing, None, "random")
 
 
+@pytest.mark.usefixtures("quantus")
 @pytest.mark.slow
 def test_a_network_is_evaluated(
     sptrace_: Any, exported: Path, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -88,6 +88,7 @@ def test_a_linear_network_is_explained_by_its_weights(
     assert infidelity(covered, np.float32(2) * attribution, scaling=False) == pytest.approx(power, rel=1e-5)
 
 
+@pytest.mark.usefixtures("quantus")
 def test_infidelity_is_that_of_quantus_but_for_the_scale(
     artifact: Path, image: np.ndarray, attribution: np.ndarray
 ) -> None:
@@ -158,6 +159,7 @@ def test_pearson(random: np.random.Generator) -> None:
     assert pearson(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1])
 
 
+@pytest.mark.usefixtures("quantus")
 def test_of_a_linear_network_quantus_estimates_full_faithfulness(image: np.ndarray, artifact: Path) -> None:
     """Attribution = what a number's blackening takes from the logit."""
     weight = np.random.default_rng(2).normal(size=image.shape)
@@ -173,6 +175,7 @@ def test_of_a_linear_network_quantus_estimates_full_faithfulness(image: np.ndarr
     assert predict.asked == 2 * 49
 
 
+@pytest.mark.usefixtures("quantus")
 def test_monotonicity_and_its_seed(image: np.ndarray, attribution: np.ndarray, artifact: Path) -> None:
     predict = Predictor(artifact)
     scores = [
@@ -182,6 +185,7 @@ def test_monotonicity_and_its_seed(image: np.ndarray, attribution: np.ndarray, a
     assert all(-1 <= score <= 1 for score in scores)
 
 
+@pytest.mark.usefixtures("quantus")
 def test_max_sensitivity_of_a_constant_and_of_the_picture_itself(
     image: np.ndarray, attribution: np.ndarray, artifact: Path
 ) -> None:
@@ -195,6 +199,7 @@ def test_max_sensitivity_of_a_constant_and_of_the_picture_itself(
     assert score == pytest.approx(0.02 * np.sqrt(image.size / 3) / np.linalg.norm(image), rel=0.02)
 
 
+@pytest.mark.usefixtures("quantus")
 def test_random_logit(image: np.ndarray, artifact: Path) -> None:
     predict, method = Predictor(artifact), of_artifact(artifact)
     attribution = method.explain(image[None], np.array([2]))[0]
@@ -206,6 +211,7 @@ def test_random_logit(image: np.ndarray, artifact: Path) -> None:
     ) == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.usefixtures("quantus")
 def test_of_an_explanation_that_is_blank_nothing_is_said(image: np.ndarray, artifact: Path) -> None:
     """Guided Grad-CAM's is where the map is negative everywhere; one of another class is enough."""
     predict, blank = Predictor(artifact), Method("blank", lambda images, targets: np.zeros_like(images))
@@ -213,6 +219,7 @@ def test_of_an_explanation_that_is_blank_nothing_is_said(image: np.ndarray, arti
     assert with_quantus.max_sensitivity(predict, image, 2, image, 1, Method("itself", lambda x, _: x)) > 0
 
 
+@pytest.mark.usefixtures("quantus")
 def test_quantus_leaves_the_global_generator_as_it_was(
     image: np.ndarray, attribution: np.ndarray, artifact: Path
 ) -> None:
