@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sptrace import models
+from sptrace import evaluation, models
 from sptrace.artifact import METADATA_KEY, Description, Preprocessing
 from sptrace.cli.normalisation import Normalisation
 from sptrace.errors import SptraceError
@@ -36,10 +35,7 @@ if TYPE_CHECKING:
     from sptrace.evaluation.rows import Row
     from sptrace.models.network import Network
 
-METRICS = (
-    *("infidelity", "faithfulness_correlation", "faithfulness_estimate", "monotonicity_correlation"),
-    *("max_sensitivity", "random_logit", "insertion", "deletion", "focus", "randomisation"),
-)
+METRICS = (*evaluation.METRICS, "randomisation")
 RANDOMISED = 10
 """Pictures of the randomisation check."""
 CHEAP = 5
@@ -98,6 +94,7 @@ def evaluate(
         from sptrace.evaluation import data, report
         from sptrace.evaluation.predictor import Predictor
         from sptrace.evaluation.run import evaluate as run
+        from sptrace.models.libraries import fingerprint
     except ModuleNotFoundError as error:
         raise SptraceError(f"evaluating needs {error.name}: pip install 'sptrace[evaluate]'") from error
     with Console(stderr=True).status("loading") as status:
@@ -107,7 +104,7 @@ def evaluate(
         _require_mosaics(pictures, wanted)
         _begin(
             output,
-            [__version__, *map(_fingerprint, artifacts), name, weights, mean, std, size, images.name, seed],
+            [__version__, *map(fingerprint, artifacts), name, weights, mean, std, size, images.name, seed],
         )
         compared = [*given, *_methods(network, methods, output, status.update, threads)]
         _require_names(compared)
@@ -257,10 +254,6 @@ def _begin(output: Path, identity: Sequence[object]) -> None:
         raise SptraceError(f"{output} holds an evaluation of something else: give another folder")
     with replacing(mark) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _fingerprint(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _randomised(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sptrace.errors import SptraceError
 from sptrace.programs import program_kind
 from sptrace.runtime import load
-from sptrace.softening import PRESETS, Softening
+from sptrace.softening import DEFAULT_PRESET, Softening
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,6 +74,13 @@ def of_artifact(path: Path, threads: int | None = None) -> Method:
     return Method(description.program, explain, path, _passes(description.settings))
 
 
+def named(name: str) -> tuple[str, Softening]:
+    """Program and softening that PROGRAM, or PROGRAM@PRESET, stands for; SptraceError if there is no such thing."""
+    program, _, preset = name.partition("@")
+    program_kind(program)
+    return program, Softening(preset or DEFAULT_PRESET)
+
+
 def compiled(
     network: Network, name: str, path: Path, progress: Callable[[str], None], threads: int | None
 ) -> Method:
@@ -86,14 +93,10 @@ def compiled(
         progress: called with a few words.
         threads: of onnxruntime.
     """
-    program, _, preset = name.partition("@")
-    program_kind(program)
-    if preset and preset not in PRESETS:
-        raise SptraceError(f"{name}: there is no preset {preset!r}: use one of {', '.join(PRESETS)}")
+    program, softening = named(name)
     if not path.is_file():
         from sptrace.compiler import compile_network, example_image
 
-        softening = Softening(preset) if preset else Softening()
         progress(f"compiling {name}")
         compile_network(
             network, example_image(network.preprocessing), program=program, softening=softening

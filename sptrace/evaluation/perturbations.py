@@ -108,7 +108,7 @@ def _products(
 
 
 def faithfulness_correlation(covered: Covered, attribution: NDArray[np.float32]) -> float:
-    """Pearson's correlation over the squares of a grid between |attribution| in it and f(x) - f(x the square at 0).
+    """Pearson's correlation over a grid's squares, between |attribution| in one and f(x) - f(x with that one at 0).
 
     Bhatt et al., arXiv 2005.00631, with squares in place of random subsets (arXiv 2507.22832). Higher is better; 0 if
     one of the two is constant.

@@ -19,12 +19,12 @@ from sptrace import capture, layers
 from sptrace.assemble import assemble
 from sptrace.compiler import example_image
 from sptrace.composition import compose
+from sptrace.evaluation.methods import named
 from sptrace.evaluation.perturbations import pearson
 from sptrace.evaluation.rows import Row
 from sptrace.models.network import Network
 from sptrace.neuron import Neuron
 from sptrace.programs import program_kind
-from sptrace.softening import Softening
 
 STAGES = 8
 """At most so many parts."""
@@ -75,9 +75,9 @@ def randomisation(
 
 def _program(network: Network, name: str) -> torch.fx.GraphModule:
     """The program in torch.fx, as it is compiled."""
-    program, _, preset = name.partition("@")
+    program, softening = named(name)
     kind = program_kind(program)
-    softening, settings = kind.softening(Softening(preset) if preset else Softening()), kind.settings({})
+    softening, settings = kind.softening(softening), kind.settings({})
     example = example_image(network.preprocessing)
     if kind.is_cam:
         settings["layer"] = layers.last_convolution(network.module, example)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from sptrace.errors import SptraceError
+from sptrace.evaluation import METRICS
 from sptrace.evaluation.methods import Method
 from sptrace.evaluation.rows import Row
-from sptrace.evaluation.run import METRICS, MOSAICS, SENSITIVITY_PICTURES
+from sptrace.evaluation.run import MOSAICS, SENSITIVITY_PICTURES
 from sptrace.evaluation.statistics import Estimate, estimate
 from sptrace.evaluation.with_quantus import MONOTONICITY_SAMPLES
 from sptrace.files import replacing

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptrace.errors import SptraceError
-from sptrace.evaluation import rows, with_quantus
+from sptrace.evaluation import METRICS, rows, with_quantus
 from sptrace.evaluation.curves import insertion_deletion
 from sptrace.evaluation.data import Pictures
 from sptrace.evaluation.methods import Method
@@ -19,19 +19,6 @@ from sptrace.evaluation.mosaics import Mosaic, focus, mosaics
 from sptrace.evaluation.perturbations import Covered, cover, faithfulness_correlation, infidelity
 from sptrace.evaluation.predictor import Predictor
 from sptrace.evaluation.rows import Row
-
-METRICS = {
-    "infidelity": -1,
-    "faithfulness_correlation": 1,
-    "faithfulness_estimate": 1,
-    "monotonicity_correlation": 1,
-    "max_sensitivity": -1,
-    "random_logit": -1,
-    "insertion": 1,
-    "deletion": -1,
-    "focus": 1,
-}
-"""The metrics, and whether more is better (1) or less (-1)."""
 
 SENSITIVITY_PICTURES = 50
 """Max sensitivity explains every picture ten times more; it is measured on so many pictures."""

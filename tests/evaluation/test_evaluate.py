@@ -20,7 +20,7 @@ from sptrace.artifact import Preprocessing
 from sptrace.cli import main
 from sptrace.compiler import example_image
 from sptrace.errors import SptraceError
-from sptrace.evaluation import data, rows, run
+from sptrace.evaluation import METRICS, data, rows, run
 from sptrace.evaluation.methods import Method, of_artifact, of_captum
 from sptrace.evaluation.predictor import Predictor
 from sptrace.evaluation.randomisation import randomisation
@@ -101,7 +101,7 @@ def test_a_network_is_evaluated(
     assert status == 0, errors
     found = rows.read(folder / "rows.csv")
     names = ("gradient", "soft_pullback", "soft_pullback@paper", "captum:saliency")
-    metrics = list(run.METRICS)
+    metrics = list(METRICS)
     assert {row.method for row in found} == set(names)
     assert {row.metric for row in found} == set(metrics)
     for name in names:
@@ -256,7 +256,10 @@ def test_pictures_of_an_array(arrays: Path) -> None:
             "there is no method captum:beauty",
         ),
         (("{exported}", "--metrics", QUICK, "--methods", "beauty"), "beauty"),
-        (("{exported}", "--metrics", QUICK, "--methods", "soft_pullback@beauty"), "no preset 'beauty'"),
+        (
+            ("{exported}", "--metrics", QUICK, "--methods", "soft_pullback@beauty"),
+            "no softening preset 'beauty'",
+        ),
         (("{exported}", "--metrics", QUICK, "--methods", "captum:saliency"), "name one program of sptrace"),
         (("{artifact}", "{artifact}", "--metrics", QUICK), "two methods are called soft"),
         (("nothing.onnx", "--metrics", QUICK), "nothing.onnx"),
