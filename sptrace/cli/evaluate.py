@@ -22,6 +22,7 @@ from rich.progress import (
 
 from sptrace import evaluation, models
 from sptrace.artifact import METADATA_KEY, Description, Preprocessing
+from sptrace.bench.machine import cores
 from sptrace.cli.normalisation import Normalisation
 from sptrace.errors import SptraceError
 from sptrace.files import replacing
@@ -80,7 +81,10 @@ def evaluate(
     mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="As in `sptrace compile`.")] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="As in `sptrace compile`.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all noise.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of onnxruntime.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pictures at a time, a thread each.", show_default="one per core"),
+    ] = None,
 ) -> None:
     """Measure how faithful explanations are: a table with confidence intervals, plots, and every score."""
     wanted = _metrics(metrics)
@@ -99,16 +103,16 @@ def evaluate(
         raise SptraceError(f"evaluating needs {error.name}: pip install 'sptrace[evaluate]'") from error
     with Console(stderr=True).status("loading") as status:
         network = None if name is None else normalisation.of(models.resolve(name, weights=weights, size=size))
-        given = [_of_artifact(path, threads) for path in artifacts]
+        given = [_of_artifact(path) for path in artifacts]
         pictures = data.read(images, labels, _preprocessing(network, artifacts), count)
         _require_mosaics(pictures, wanted)
         _begin(
             output,
             [__version__, *map(fingerprint, artifacts), name, weights, mean, std, size, images.name, seed],
         )
-        compared = [*given, *_methods(network, methods, output, status.update, threads)]
+        compared = [*given, *_methods(network, methods, output, status.update)]
         _require_names(compared)
-        predict = Predictor(_forward(compared), threads)
+        predict = Predictor(_forward(compared), threads=1)
     of_pictures = [metric for metric in wanted if metric != "randomisation"]
     with _progress() as show:
         found = run(
@@ -118,6 +122,7 @@ def evaluate(
             output / "rows.csv",
             metrics=of_pictures,
             seed=seed,
+            workers=threads or cores(),
             progress=show,
         )
         if "randomisation" in wanted and network is not None:
@@ -167,11 +172,11 @@ def _sorted(subjects: Sequence[str]) -> tuple[list[Path], str | None]:
     return [Path(subject) for subject in subjects if subject.endswith(".onnx")], next(iter(networks), None)
 
 
-def _of_artifact(path: Path, threads: int | None) -> Method:
+def _of_artifact(path: Path) -> Method:
     """The method of an artifact, by the file's name."""
     from sptrace.evaluation.methods import of_artifact
 
-    return replace(of_artifact(path, threads), name=path.stem)
+    return replace(of_artifact(path, threads=1), name=path.stem)
 
 
 def _description(artifact: Path) -> Description:
@@ -198,7 +203,6 @@ def _methods(
     methods: str | None,
     output: Path,
     progress: Callable[[str], None],
-    threads: int | None,
 ) -> Iterator[Method]:
     """What is compiled of the network, and captum's methods."""
     from sptrace.evaluation.methods import DEFAULT, compiled, of_captum
@@ -211,7 +215,7 @@ def _methods(
         if name.startswith("captum:"):
             yield of_captum(network, name.removeprefix("captum:"))
         else:
-            yield compiled(network, name, folder / f"{name.replace('@', '-')}.onnx", progress, threads)
+            yield compiled(network, name, folder / f"{name.replace('@', '-')}.onnx", progress, threads=1)
 
 
 def _require_names(methods: Sequence[Method]) -> None:

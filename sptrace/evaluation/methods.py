@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,6 +112,9 @@ CAPTUM = (
 """What stands for a method of captum after ``captum:``. Saliency is signed here: the gradient."""
 
 
+_CAPTUM = threading.Lock()
+
+
 def of_captum(network: Network, name: str) -> Method:
     """One of captum's methods, on the network with its normalisation.
 
@@ -154,9 +158,10 @@ def of_captum(network: Network, name: str) -> Method:
     def explain(images: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float32]:
         parts = []
         for image, target in zip(images, targets, strict=True):
-            torch.manual_seed(0)
             given = torch.from_numpy(np.ascontiguousarray(image[None]))
-            parts.append(method.attribute(given, target=int(target), **settings).detach().numpy())
+            with _CAPTUM:  # captum hangs hooks on the model, and draws from torch's global generator
+                torch.manual_seed(0)
+                parts.append(method.attribute(given, target=int(target), **settings).detach().numpy())
         return np.concatenate(parts).astype(np.float32)
 
     return Method(

@@ -19,7 +19,8 @@ from sptrace.evaluation.methods import Method
 from sptrace.evaluation.rows import Row
 from sptrace.evaluation.run import MOSAICS, SENSITIVITY_PICTURES
 from sptrace.evaluation.statistics import Estimate, estimate
-from sptrace.evaluation.with_quantus import MONOTONICITY_SAMPLES
+from sptrace.evaluation.steps import MONOTONICITY_DRAWS
+from sptrace.evaluation.with_quantus import SENSITIVITY_DRAWS
 from sptrace.files import replacing
 from sptrace.picture import diverging, magnitude
 
@@ -215,10 +216,10 @@ DEFINITIONS = {
     "in Quantus), 5 draws. Unlike in Quantus beta is E[ab] / E[a^2], one per size.",
     "faithfulness_correlation": "Faithfulness correlation: Pearson's, between |attribution| in each square of a "
     "quarter of the side and the drop of the logit when it becomes 0; Quantus draws random subsets instead.",
-    "faithfulness_estimate": "Faithfulness estimate: Quantus's own, 48 steps (3136 numbers a step at 224 pixels).",
-    "monotonicity_correlation": "Monotonicity correlation: Quantus's own, 48 steps, "
-    f"{MONOTONICITY_SAMPLES} draws a step in place of 100.",
-    "max_sensitivity": "Max sensitivity: Quantus's own, 10 draws of noise within 0.02, "
+    "faithfulness_estimate": "Faithfulness estimate: as in Quantus, 48 steps (3136 numbers a step at 224 pixels).",
+    "monotonicity_correlation": "Monotonicity correlation: as in Quantus, 48 steps, "
+    f"{MONOTONICITY_DRAWS} draws a step in place of 100.",
+    "max_sensitivity": f"Max sensitivity: Quantus's own, {SENSITIVITY_DRAWS} draws of noise within 0.02, "
     f"on the first {SENSITIVITY_PICTURES} pictures.",
     "random_logit": "Random logit: Quantus's own, with Pearson's correlation.",
     "insertion": "Insertion and deletion: area under the class's probability in 32 steps, into a blurred picture and "

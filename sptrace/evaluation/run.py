@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptrace.errors import SptraceError
-from sptrace.evaluation import METRICS, rows, with_quantus
+from sptrace.evaluation import METRICS, rows, steps, with_quantus
 from sptrace.evaluation.curves import insertion_deletion
 from sptrace.evaluation.data import Pictures
 from sptrace.evaluation.methods import Method
@@ -65,14 +69,14 @@ class Subject:
         attribution = method.explain(image[None], np.array([target]))[0]
         if not np.isfinite(attribution).all():
             raise SptraceError(f"{method.name} of {self.name} holds NaN or infinite values")
-        asked = (self.predict, image, target, attribution, seed)
+        asked = (self.predict, image, target, attribution)
         metrics: dict[str, Callable[[], float]] = {
             "infidelity": lambda: infidelity(self.covered, attribution),
             "faithfulness_correlation": lambda: faithfulness_correlation(self.covered, attribution),
-            "faithfulness_estimate": lambda: with_quantus.faithfulness_estimate(*asked),
-            "monotonicity_correlation": lambda: with_quantus.monotonicity_correlation(*asked),
-            "max_sensitivity": lambda: with_quantus.max_sensitivity(*asked, method),
-            "random_logit": lambda: with_quantus.random_logit(*asked, method, self.logits.size),
+            "faithfulness_estimate": lambda: steps.faithfulness_estimate(*asked),
+            "monotonicity_correlation": lambda: steps.monotonicity_correlation(*asked, seed),
+            "max_sensitivity": lambda: with_quantus.max_sensitivity(*asked, seed, method),
+            "random_logit": lambda: with_quantus.random_logit(*asked, seed, method, self.logits.size),
         }
         for metric in wanted:
             if metric in metrics:
@@ -90,6 +94,28 @@ class Subject:
                 yield Row(self.name, method.name, metric, areas[metric])
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """A mosaic, as `Subject` is a picture.
+
+    Arguments:
+        name: of the mosaic.
+        mosaic: what is explained.
+    """
+
+    name: str
+    mosaic: Mosaic
+
+    def scores(self, method: Method, wanted: Sequence[str]) -> Iterator[Row]:
+        """The row of one method's focus."""
+        attribution = method.explain(self.mosaic.image[None], np.array([self.mosaic.target]))[0]
+        yield Row(self.name, method.name, "focus", focus(self.mosaic, attribution))
+
+
+Work = list[tuple[Method, list[str]]]
+"""Methods of one picture or mosaic, and their metrics."""
+
+
 def evaluate(
     predict: Predictor,
     methods: Sequence[Method],
@@ -98,6 +124,7 @@ def evaluate(
     *,
     metrics: Sequence[str] = tuple(METRICS),
     seed: int = 0,
+    workers: int = 1,
     progress: Progress = lambda doing, done, total: None,
 ) -> list[Row]:
     """Score every method on every picture; what stands in the file already is not done again.
@@ -108,59 +135,84 @@ def evaluate(
         predict: gives logits.
         methods: what is compared.
         pictures: what is explained.
-        output: the .csv file that rows are appended to.
+        output: the .csv file that rows are appended to, picture by picture.
         metrics: names of `METRICS`.
         seed: of all noise.
-        progress: called before every explanation that is scored.
+        workers: pictures at a time. Scores do not depend on it.
+        progress: called before every explanation that is scored, by several threads where there are several workers.
 
     Returns:
         All rows of these methods, metrics and pictures.
     """
     done = {(row.picture, row.method, row.metric): row for row in rows.read(output)}
-    plan = list(_plan(methods, pictures, metrics))
-    missing = [
-        (name, method, [metric for metric in wanted if (name, method.name, metric) not in done])
-        for name, method, wanted in plan
-    ]
-    waiting = [item for item in missing if item[2]]
-    subject: Subject | None = None
+    plan = _plan(methods, pictures, metrics)
+    waiting: dict[str, Work] = {}
+    for name, work in plan.items():
+        missing = [
+            (method, [one for one in wanted if (name, method.name, one) not in done])
+            for method, wanted in work
+        ]
+        waiting[name] = [(method, wanted) for method, wanted in missing if wanted]
+    total = sum(map(len, plan.values()))
+    count, counting = total - sum(map(len, waiting.values())), threading.Lock()
     images = dict(zip(pictures.names, pictures.images, strict=True))
-    drawn = _mosaics(pictures, predict, seed) if any(name not in images for name, *_ in waiting) else {}
-    for count, (name, method, wanted) in enumerate(waiting):
-        progress(f"{method.name}, {name}", len(plan) - len(waiting) + count, len(plan))
-        if name in drawn:
-            mosaic = drawn[name]
-            attribution = method.explain(mosaic.image[None], np.array([mosaic.target]))[0]
-            found = [Row(name, method.name, "focus", focus(mosaic, attribution))]
-        else:
-            if subject is None or subject.name != name:
-                subject = Subject(predict, name, images[name], seed)
-            found = list(subject.scores(method, wanted))
-        rows.append(output, found)
-        done |= {(row.picture, row.method, row.metric): row for row in found}
-    progress("done", len(plan), len(plan))
-    return [done[name, method.name, metric] for name, method, wanted in plan for metric in wanted]
+    drawn = (
+        _mosaics(pictures, predict, seed)
+        if any(waiting[name] for name in waiting if name not in images)
+        else {}
+    )
+
+    def score(name: str) -> list[Row]:
+        nonlocal count
+        subject = Tiles(name, drawn[name]) if name in drawn else Subject(predict, name, images[name], seed)
+        found = []
+        for method, wanted in waiting[name]:
+            with counting:
+                progress(f"{method.name}, {name}", count, total)
+                count += 1
+            found += subject.scores(method, wanted)
+        return found
+
+    # What libraries warn of is no concern of the user's, and the filters are no thread's own.
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        warnings.simplefilter("ignore")
+        try:
+            for found in pool.map(score, [name for name in waiting if waiting[name]]):
+                rows.append(output, found)
+                done |= {(row.picture, row.method, row.metric): row for row in found}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    progress("done", total, total)
+    return [
+        done[name, method.name, one]
+        for name, work in plan.items()
+        for method, wanted in work
+        for one in wanted
+    ]
 
 
-def _plan(
-    methods: Sequence[Method], pictures: Pictures, metrics: Sequence[str]
-) -> Iterator[tuple[str, Method, list[str]]]:
-    """Picture, method and metrics, all methods of a picture together."""
+def _plan(methods: Sequence[Method], pictures: Pictures, metrics: Sequence[str]) -> dict[str, Work]:
+    """What is wanted of every picture and mosaic."""
     of_pictures = [metric for metric in metrics if metric != "focus"]
+    plan = {}
     for position, name in enumerate(pictures.names):
         wanted = [
             metric for metric in of_pictures if metric != "max_sensitivity" or position < SENSITIVITY_PICTURES
         ]
-        if wanted:
-            yield from ((name, method, wanted) for method in methods)
+        plan[name] = [(method, wanted) for method in methods if wanted]
     if "focus" in metrics:
-        for number in range(MOSAICS):
-            yield from ((f"mosaic-{number:03}", method, ["focus"]) for method in methods)
+        plan |= {
+            _mosaic_name(number): [(method, ["focus"]) for method in methods] for number in range(MOSAICS)
+        }
+    return plan
 
 
 def _mosaics(pictures: Pictures, predict: Predictor, seed: int) -> dict[str, Mosaic]:
     labels = pictures.labels if pictures.labels is not None else predict(pictures.images).argmax(axis=1)
-    return {
-        f"mosaic-{number:03}": mosaic
-        for number, mosaic in enumerate(mosaics(pictures.tiles, labels, MOSAICS, seed))
-    }
+    drawn = mosaics(pictures.tiles, labels, MOSAICS, seed)
+    return {_mosaic_name(number): mosaic for number, mosaic in enumerate(drawn)}
+
+
+def _mosaic_name(number: int) -> str:
+    return f"mosaic-{number:03}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,40 +18,9 @@ from sptrace.evaluation.predictor import Predictor
 if TYPE_CHECKING:
     from torch import nn
 
-MONOTONICITY_SAMPLES = 5
-"""Draws of noise per step; Quantus's 100 would take a day."""
-SENSITIVITY_SAMPLES = 10
+SENSITIVITY_DRAWS = 10
 NOISE = 0.02
 """Of max sensitivity: uniform in [-0.02, 0.02] on pixels in [-1, 1]."""
-
-
-def features_in_step(image: NDArray[np.float32]) -> int:
-    """3136 of the numbers of a 224 x 224 picture, and likewise of other sizes: 48 steps."""
-    return max(1, image.size // 48)
-
-
-def faithfulness_estimate(
-    predict: Predictor, image: NDArray[np.float32], target: int, attribution: NDArray[np.float32], seed: int
-) -> float:
-    """Correlation between the attribution of a step's numbers and the drop of the logit when they become black.
-
-    Alvarez-Melis and Jaakkola, arXiv 1806.07538. Higher is better.
-    """
-    metric = _metric("FaithfulnessEstimate", features_in_step=features_in_step(image))
-    return _call(metric, predict, image, target, attribution, seed)
-
-
-def monotonicity_correlation(
-    predict: Predictor, image: NDArray[np.float32], target: int, attribution: NDArray[np.float32], seed: int
-) -> float:
-    """Rank correlation between the attribution of a step's numbers and how much noise in them moves the logit.
-
-    Nguyen and Martinez, arXiv 2007.07584. Higher is better.
-    """
-    metric = _metric(
-        "MonotonicityCorrelation", features_in_step=features_in_step(image), nr_samples=MONOTONICITY_SAMPLES
-    )
-    return _call(metric, predict, image, target, attribution, seed)
 
 
 def max_sensitivity(
@@ -64,7 +35,7 @@ def max_sensitivity(
 
     Yeh et al., arXiv 1901.09392.
     """
-    metric = _metric("MaxSensitivity", nr_samples=SENSITIVITY_SAMPLES, lower_bound=NOISE)
+    metric = _metric("MaxSensitivity", nr_samples=SENSITIVITY_DRAWS, lower_bound=NOISE)
     return _call(metric, predict, image, target, attribution, seed, method)
 
 
@@ -108,26 +79,23 @@ def _call(
     target: int,
     attribution: NDArray[np.float32],
     seed: int,
-    method: Method | None = None,
+    method: Method,
 ) -> float:
-    """What Quantus says; nan where an attribution is 0 everywhere. It draws from NumPy's global generator."""
-
-    def explain(
-        *, inputs: NDArray[np.float32], targets: NDArray[np.int64], **_: object
-    ) -> NDArray[np.float32]:
-        assert method is not None
-        answer = method.explain(inputs.astype(np.float32), targets.astype(np.int64))
-        if not answer.any():
-            raise _BlankError
-        return answer
-
+    """What Quantus says; nan where an attribution is 0 everywhere."""
     if not attribution.any():
         return float("nan")
-    before = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with _seeded(seed) as before:
+
+        def explain(
+            *, inputs: NDArray[np.float32], targets: NDArray[np.int64], **_: object
+        ) -> NDArray[np.float32]:
+            with _meanwhile(before):
+                answer = method.explain(inputs.astype(np.float32), targets.astype(np.int64))
+            if not answer.any():
+                raise _BlankError
+            return answer
+
+        try:
             [score] = metric(
                 model=_module(predict),
                 x_batch=image[None],
@@ -139,15 +107,42 @@ def _call(
                 channel_first=True,
                 softmax=False,
             )
-    except _BlankError:
-        return float("nan")
-    finally:
-        np.random.set_state(before)
+        except _BlankError:
+            return float("nan")
     return float(score)
 
 
 class _BlankError(Exception):
     """An attribution is 0 everywhere, as Grad-CAM's can be: Quantus has no answer."""
+
+
+_GENERATOR = threading.Lock()
+"""Quantus draws from NumPy's global generator, which all threads share."""
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[Any]:
+    """The generator is this thread's alone and starts from the seed; yields its state of before, which comes back."""
+    with _GENERATOR:
+        before = np.random.get_state()
+        np.random.seed(seed)
+        try:
+            yield before
+        finally:
+            np.random.set_state(before)
+
+
+@contextmanager
+def _meanwhile(before: Any) -> Iterator[None]:
+    """Inside of `_seeded`: other threads may have the generator, in its state of before."""
+    ours = np.random.get_state()
+    np.random.set_state(before)
+    _GENERATOR.release()
+    try:
+        yield
+    finally:
+        _GENERATOR.acquire()
+        np.random.set_state(ours)
 
 
 @cache

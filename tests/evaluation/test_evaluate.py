@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def test_a_network_is_evaluated(
     monkeypatch.setattr(run, "MOSAICS", 4)
     monkeypatch.setattr(run, "SENSITIVITY_PICTURES", 2)
     other = tmp_path / "again"
-    assert sptrace_(*arguments[:5], other, *arguments[6:], *methods)[0] == 0
+    assert sptrace_(*arguments[:5], other, *arguments[6:8], "--threads", 3, *methods)[0] == 0
     assert (other / "rows.csv").read_bytes() == before
     status, _, errors = sptrace_(*arguments, *methods, "--seed", 1)
     assert status == 2
@@ -174,6 +175,48 @@ def test_what_was_cut_off_is_done_again(artifact: Path, arrays: Path, tmp_path: 
     assert again == whole
     assert path.read_text() == "".join(lines)
     assert [(done, total) for _, done, total in seen] == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_workers_write_the_same_in_the_same_order(artifact: Path, arrays: Path, tmp_path: Path) -> None:
+    """Even where the first picture takes longest."""
+    pictures = data.read(arrays, None, Preprocessing((SIDE, SIDE)), 6)
+    explainer = of_artifact(artifact)
+    others_done = threading.Event()
+
+    def explain(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        first = bool((images == pictures.images[:1]).all())
+        assert not first or others_done.wait(60)
+        if (images == pictures.images[5:]).all():
+            others_done.set()
+        return explainer.explain(images, targets)
+
+    late, predict, written = Method("late", explain), Predictor(artifact), []
+    for workers in (1, 3):
+        if workers == 1:
+            others_done.set()
+        else:
+            others_done.clear()
+        path = tmp_path / f"{workers}.csv"
+        run.evaluate(predict, [late], pictures, path, metrics=["insertion", "infidelity"], workers=workers)
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_worker_that_fails_ends_the_evaluation(artifact: Path, arrays: Path, tmp_path: Path) -> None:
+    pictures = data.read(arrays, None, Preprocessing((SIDE, SIDE)), 8)
+    asked = []
+
+    def explain(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        asked.append(1)
+        raise SptraceError("no more")
+
+    with pytest.raises(SptraceError, match="no more"):
+        run.evaluate(
+            *(Predictor(artifact), [Method("broken", explain)], pictures, tmp_path / "rows.csv"),
+            metrics=["infidelity"],
+            workers=2,
+        )
+    assert not (tmp_path / "rows.csv").exists()
 
 
 def test_an_attribution_that_is_not_finite_is_refused(artifact: Path, arrays: Path, tmp_path: Path) -> None:

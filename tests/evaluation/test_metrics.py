@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from torch import nn
 
 import sptrace
 from sptrace.errors import SptraceError
-from sptrace.evaluation import with_quantus
+from sptrace.evaluation import steps, with_quantus
 from sptrace.evaluation.curves import STEPS, blurred, insertion_deletion
 from sptrace.evaluation.methods import Method, of_artifact
 from sptrace.evaluation.mosaics import Mosaic, focus, mosaics
@@ -159,30 +162,64 @@ def test_pearson(random: np.random.Generator) -> None:
     assert pearson(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1])
 
 
-@pytest.mark.usefixtures("quantus")
-def test_of_a_linear_network_quantus_estimates_full_faithfulness(image: np.ndarray, artifact: Path) -> None:
+def test_of_a_linear_network_full_faithfulness_is_estimated(image: np.ndarray) -> None:
     """Attribution = what a number's blackening takes from the logit."""
     weight = np.random.default_rng(2).normal(size=image.shape)
-
-    class Predict(Linear):
-        pass
-
-    predict: Any = Predict(weight)
+    predict: Any = Linear(weight)
     attribution = (weight * (image - image.min())).astype(np.float32)
-    score = with_quantus.faithfulness_estimate(predict, image, 0, attribution, seed=1)
-    assert score > 0.95
-    assert with_quantus.faithfulness_estimate(predict, image, 0, -attribution, seed=1) < -0.95
+    assert steps.faithfulness_estimate(predict, image, 0, attribution) == pytest.approx(1)
+    assert steps.faithfulness_estimate(predict, image, 0, -attribution) == pytest.approx(-1)
     assert predict.asked == 2 * 49
 
 
 @pytest.mark.usefixtures("quantus")
-def test_monotonicity_and_its_seed(image: np.ndarray, attribution: np.ndarray, artifact: Path) -> None:
+def test_faithfulness_estimate_is_that_of_quantus(
+    image: np.ndarray, attribution: np.ndarray, artifact: Path
+) -> None:
     predict = Predictor(artifact)
-    scores = [
-        with_quantus.monotonicity_correlation(predict, image, 0, attribution, seed=seed) for seed in (1, 1, 2)
-    ]
-    assert scores[0] == scores[1] != scores[2]
-    assert all(-1 <= score <= 1 for score in scores)
+    theirs = _quantus(
+        "FaithfulnessEstimate", predict, image, 3, attribution, 1, features_in_step=SIDE * SIDE // 16
+    )
+    ours = steps.faithfulness_estimate(predict, image, 3, attribution)
+    assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.usefixtures("quantus")
+def test_monotonicity_is_that_of_quantus(
+    monkeypatch: pytest.MonkeyPatch, image: np.ndarray, attribution: np.ndarray, artifact: Path
+) -> None:
+    """With the same draws of the same noise."""
+    monkeypatch.setattr(steps, "MONOTONICITY_DRAWS", 3)
+    predict, settings = Predictor(artifact), {"nr_samples": 3, "features_in_step": SIDE * SIDE // 16}
+    for seed in (1, 2):
+        theirs = _quantus("MonotonicityCorrelation", predict, image, 3, attribution, seed, **settings)
+        ours = steps.monotonicity_correlation(predict, image, 3, attribution, seed)
+        assert ours == pytest.approx(theirs, abs=1e-3)
+    assert ours != steps.monotonicity_correlation(predict, image, 3, attribution, 1)
+
+
+def _quantus(
+    name: str,
+    predict: Predictor,
+    image: np.ndarray,
+    target: int,
+    attribution: np.ndarray,
+    seed: int,
+    **settings: Any,
+) -> float:
+    import quantus
+
+    np.random.seed(seed)
+    [score] = getattr(quantus, name)(disable_warnings=True, **settings)(
+        model=with_quantus._module(predict),
+        x_batch=image[None],
+        y_batch=np.array([target]),
+        a_batch=attribution[None],
+        device="cpu",
+        channel_first=True,
+        softmax=False,
+    )
+    return float(score)
 
 
 @pytest.mark.usefixtures("quantus")
@@ -220,14 +257,32 @@ def test_of_an_explanation_that_is_blank_nothing_is_said(image: np.ndarray, arti
 
 
 @pytest.mark.usefixtures("quantus")
-def test_quantus_leaves_the_global_generator_as_it_was(
-    image: np.ndarray, attribution: np.ndarray, artifact: Path
-) -> None:
+def test_quantus_leaves_the_global_generator_as_it_was(image: np.ndarray, artifact: Path) -> None:
     np.random.seed(7)
     expected = np.random.random()
     np.random.seed(7)
-    with_quantus.faithfulness_estimate(Predictor(artifact), image, 0, attribution, seed=1)
+    predict, itself = Predictor(artifact), Method("itself", lambda images, targets: images)
+    with_quantus.max_sensitivity(predict, image, 0, image, 1, itself)
     assert np.random.random() == expected
+
+
+@pytest.mark.usefixtures("quantus")
+def test_quantus_draws_the_same_beside_other_threads(image: np.ndarray, artifact: Path) -> None:
+    predict, started = Predictor(artifact), threading.Barrier(4)
+
+    def slow(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        time.sleep(0.001)
+        return images
+
+    def score(seed: int) -> float:
+        started.wait()
+        return with_quantus.max_sensitivity(predict, image, 0, image, seed, Method("itself", slow))
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(score, range(4)))
+    started = threading.Barrier(1)
+    assert found == [score(seed) for seed in range(4)]
+    assert len(set(found)) == 4
 
 
 def test_insertion_and_deletion_by_hand(artifact: Path, image: np.ndarray, attribution: np.ndarray) -> None:
