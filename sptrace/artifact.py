@@ -70,7 +70,7 @@ class GateCount:
 
     Arguments:
         kind, rule: names of `sptrace.softening.RULES`.
-        tau: the temperature; "0.6std" for one relative to the standard deviation of the gate's input; None if the rule
+        tau: the temperature; "0.6std" or "2rms" for one relative to the scale of the gate's input; None if the rule
             has none.
         count: number of nodes.
     """
@@ -94,7 +94,7 @@ class LayerScale:
 
     Arguments:
         path: module path of the gate.
-        scale: standard deviation of its input over a picture, averaged over the calibration pictures.
+        scale: of its input over a picture, in the temperature's unit, averaged over the calibration pictures.
     """
 
     path: str

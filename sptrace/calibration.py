@@ -22,8 +22,8 @@ def calibrate(
 ) -> tuple[LayerScale, ...]:
     """Turn every relative temperature into a fixed one: its factor times the scale of the gate's input.
 
-    The scale is the standard deviation of the input over one picture, averaged over the pictures (METHOD: beyond the
-    paper), but at least `SMALLEST`, as where each picture is measured.
+    The scale is that of `Relative` for one picture, averaged over the pictures (METHOD: beyond the paper), but at least
+    `SMALLEST`, as where each picture is measured.
 
     Arguments:
         module: softened; its inputs are the image, and parameters where they were lifted.
@@ -45,7 +45,7 @@ def calibrate(
 
 
 class _Measure(fx.Interpreter):
-    """Runs the graph and adds up, over the pictures, the standard deviations of what its relative gates see."""
+    """Runs the graph and adds up, over the pictures, the scales of what its relative gates see."""
 
     def __init__(self, module: fx.GraphModule, totals: dict[fx.Node, float]) -> None:
         super().__init__(module)
@@ -59,10 +59,12 @@ class _Measure(fx.Interpreter):
 
     def run_node(self, node: fx.Node) -> Any:
         """Run it; first measure its input if its temperature is relative."""
-        if isinstance(node.kwargs.get("tau"), Relative):
+        tau = node.kwargs.get("tau")
+        if isinstance(tau, Relative):
             z = self.env[node.args[0]]  # type: ignore[index]
             rows = z.reshape(self.pictures, -1)
-            self.totals[node] = self.totals.get(node, 0.0) + float(
-                rows.std(1, correction=0).clamp(min=SMALLEST).sum()
+            scales = (
+                rows.std(1, correction=0) if tau.unit == "std" else rows.clamp(min=0).square().mean(1).sqrt()
             )
+            self.totals[node] = self.totals.get(node, 0.0) + float(scales.clamp(min=SMALLEST).sum())
         return super().run_node(node)

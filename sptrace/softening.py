@@ -12,18 +12,23 @@ from typing import Any, NamedTuple
 
 from sptrace.errors import SptraceError
 
+UNITS = ("std", "rms")
+
 
 class Relative(NamedTuple):
-    """A temperature relative to the layer, written "0.6std".
+    """A temperature relative to the layer, written "0.6std" or "2rms".
 
     Arguments:
-        factor: the temperature in standard deviations of the gate's input over one picture.
+        factor: the temperature in units of the layer's scale.
+        unit: that scale: "std", the standard deviation of the gate's input z over one picture; or "rms", the root mean
+            square of max(z, 0), which is what a ReLU lets through.
     """
 
     factor: float
+    unit: str = "std"
 
     def __str__(self) -> str:
-        return f"{self.factor:g}std"
+        return f"{self.factor:g}{self.unit}"
 
 
 Temperature = float | Relative | None
@@ -67,14 +72,14 @@ slope being left out.
 
 _PAPER = {kind: GateRule(*next(iter(rules.items()))) for kind, rules in RULES.items()}
 _HARD = {kind: GateRule(list(rules)[-1], None) for kind, rules in RULES.items()}
-FACTOR = 1.25
-"""Temperatures of preset `relative`, in standard deviations of the layer's input; docs/faithfulness.md says why."""
+MEASURED = Relative(2.5, "rms")
+"""The temperature of preset `relative`: docs/faithfulness.md says how it was chosen."""
 
 _RELATIVE_TO_LAYER = {
     **_PAPER,
-    **{kind: GateRule("phi", Relative(FACTOR)) for kind in ("relu", "leaky_relu", "elu")},
-    "relu6": GateRule("relu", Relative(FACTOR)),
-    "max_pool": GateRule("softmax", Relative(FACTOR)),
+    **{kind: GateRule("phi", MEASURED) for kind in ("relu", "leaky_relu", "elu")},
+    "relu6": GateRule("relu", MEASURED),
+    "max_pool": GateRule("softmax", MEASURED),
 }
 PRESETS: Mapping[str, Mapping[str, GateRule]] = MappingProxyType(
     {
@@ -85,11 +90,10 @@ PRESETS: Mapping[str, Mapping[str, GateRule]] = MappingProxyType(
         "guided": {**_HARD, "relu": GateRule("guided", None)},
     }
 )
-"""`relative`: piecewise linear gates and maxima at `FACTOR` standard deviations of the layer's input, ReLU6 as a ReLU;
-the others as in `paper`. `paper`: arXiv 2507.22832, and by y = z * m(z) where it is silent. `hard`: ordinary gradients.
+"""`relative`: piecewise linear gates and maxima at `MEASURED`, ReLU6 as a ReLU; the others as in `paper`.
 
-`excitation`: the method's older form, sigma(z / 0.3) for ReLUs. `guided`: guided backpropagation (Springenberg et al.,
-arXiv 1412.6806).
+`paper`: arXiv 2507.22832, and by y = z * m(z) where it is silent. `hard`: ordinary gradients. `excitation`: the method's
+older form, sigma(z / 0.3) for ReLUs. `guided`: guided backpropagation (Springenberg et al., arXiv 1412.6806).
 """
 
 
@@ -107,15 +111,16 @@ class Override(NamedTuple):
     tau: Temperature
 
 
-_RELATIVE = re.compile(r"\s*(\S+?)\s*std\s*")
+_RELATIVE = re.compile(rf"\s*(\S+?)\s*({'|'.join(UNITS)})\s*")
 
 
 @dataclass(frozen=True)
 class Softening:
     """A preset, and where to depart from it. Checks itself; raises SptraceError with what to write instead.
 
-    A temperature is a number above 0 in units of the gate's input, or relative to that input's standard deviation over
-    the picture: "0.6std", or Relative(0.6).
+    A temperature is a number above 0 in units of the gate's input z; or relative to the scale of z over the picture:
+    "0.6std" or Relative(0.6), to its standard deviation; "2rms" or Relative(2, "rms"), to the root mean square of
+    max(z, 0).
 
     Arguments:
         preset: a name of `PRESETS`.
@@ -124,7 +129,7 @@ class Softening:
         overrides: what is different in modules whose path matches a pattern, in which * stands for anything: per kind
             of gate a temperature, a rule, or a pair of both. For example {"layer4.*": {"relu": 0.3, "max_pool":
             "hard"}, "features.3": {"relu": ("sigmoid", "0.5std")}}. Where several match, the last one counts.
-        scale: where relative temperatures get the standard deviation from: "sample", from each picture, computed in
+        scale: where relative temperatures get a layer's scale from: "sample", from each picture, computed in
             the graph; or "calibration", measured once when compiling, on the calibration pictures or else on a
             synthetic picture that is the same everywhere. None: the latter for preset `relative`, else the former.
     """
@@ -250,16 +255,16 @@ def _restored(made_from: Mapping[str, Any]) -> Softening:
 
 
 def _temperature(given: object) -> Any:
-    """A number as float, "0.6std" as Relative; what is neither as it is."""
+    """A number as float, "0.6std" and "2rms" as Relative; what is neither as it is."""
     if isinstance(given, Relative):
-        return Relative(float(given.factor)) if isinstance(given.factor, Real) else given
+        return given._replace(factor=float(given.factor)) if isinstance(given.factor, Real) else given
     if isinstance(given, Real) and not isinstance(given, bool):
         return float(given)
     written = _RELATIVE.fullmatch(given) if isinstance(given, str) else None
     if written is None:
         return given
     try:
-        return Relative(float(written[1]))
+        return Relative(float(written[1]), written[2])
     except ValueError:
         return given
 
@@ -274,7 +279,7 @@ def _override(change: Any) -> Override:
 
 def _written(tau: Any) -> Any:
     """A temperature in JSON's types; read back it is the same number."""
-    return f"{tau.factor!r}std" if isinstance(tau, Relative) else tau
+    return f"{tau.factor!r}{tau.unit}" if isinstance(tau, Relative) else tau
 
 
 def _check_kind(kind: str) -> None:
@@ -289,10 +294,10 @@ def _check_rule(kind: str, rule: object) -> None:
 
 def _check_temperature(kind: str, rule: str, given: object) -> None:
     tau = _temperature(given)
-    number = tau.factor if isinstance(tau, Relative) else tau
+    number = tau.factor if isinstance(tau, Relative) and tau.unit in UNITS else tau
     if not isinstance(number, float) or not 0 < number < float("inf"):
         raise SptraceError(
-            f"the temperature of {kind} must be a number above 0, or one like '0.6std', not {given!r}: "
+            f"the temperature of {kind} must be a number above 0, or one like '0.6std' or '2rms', not {given!r}: "
             "rule 'hard' is the limit at 0"
         )
     if RULES[kind][rule] is None:

@@ -12,22 +12,25 @@ from sptrace import Softening
 from sptrace.artifact import Description, Preprocessing
 from sptrace.compiler import example_image
 
-RELATIVE = {"relu": "0.5std", "max_pool": "0.2std"}
+RELATIVE = {"relu": "0.5rms", "max_pool": "0.2std"}
 
 
 def hooked(network: torch.nn.Module, pictures: Tensor) -> dict[str, list[float]]:
-    """Standard deviation of what the modules take, one a picture and call."""
+    """The scale of what the modules take, one a picture and call: of ReLUs as in "0.5rms", of others as in "0.2std"."""
     seen: dict[str, list[float]] = {}
     for name, module in network.named_modules():
         if not list(module.children()):
             module.register_forward_pre_hook(
-                lambda _, inputs, name=name: seen.setdefault(name, []).append(
-                    float(inputs[0].std(correction=0))
-                )
+                lambda module, inputs, name=name: seen.setdefault(name, []).append(scale(module, inputs[0]))
             )
     for picture in pictures:
         network(picture[None])
     return seen
+
+
+def scale(module: torch.nn.Module, z: Tensor) -> float:
+    rectifies = isinstance(module, torch.nn.ReLU)
+    return float(z.relu().square().mean().sqrt() if rectifies else z.std(correction=0))
 
 
 def compiled(softening: Softening, calibration: Tensor | None = None) -> sptrace.Program:
@@ -80,7 +83,7 @@ def test_it_is_written_into_the_artifact() -> None:
     assert len(description.scales) == 3
     assert {(gate.kind, gate.tau) for gate in description.gates} == {
         ("max_pool", "0.2std"),
-        ("relu", "0.5std"),
+        ("relu", "0.5rms"),
         ("relu6", 0.6),
     }
 

@@ -20,7 +20,7 @@ from sptrace.artifact import METADATA_KEY, Description, GateCount, Preprocessing
 from sptrace.compiler import example_image
 from sptrace.errors import SptraceError, UnsupportedError
 from sptrace.graph import placeholder, shape, value
-from sptrace.softening import FACTOR
+from sptrace.softening import MEASURED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -209,9 +209,9 @@ def test_the_description(program: sptrace.Program) -> None:
     assert description.preprocessing == Preprocessing(size=(16, 16), mean=MEAN, std=STD)
     assert description.softening == sptrace.Softening("relative")
     assert description.gates == (
-        GateCount("max_pool", "softmax", f"{FACTOR:g}std", 1),
-        GateCount("relu", "phi", f"{FACTOR:g}std", 2),
-        GateCount("relu6", "relu", f"{FACTOR:g}std", 1),
+        GateCount("max_pool", "softmax", str(MEASURED), 1),
+        GateCount("relu", "phi", str(MEASURED), 2),
+        GateCount("relu6", "relu", str(MEASURED), 1),
     )
     assert description.version == sptrace.__version__
     assert description.labels == LABELS

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from sptrace.errors import SptraceError
-from sptrace.softening import FACTOR, PRESETS, RULES, GateRule, Relative, Softening
+from sptrace.softening import MEASURED, PRESETS, RULES, GateRule, Relative, Softening
 
-TEMPERATURE = "the temperature of relu must be a number above 0, or one like '0.6std'"
+TEMPERATURE = "the temperature of relu must be a number above 0, or one like '0.6std' or '2rms'"
 
 PAPER = {
     "relu": ("phi", 0.6),
@@ -30,9 +30,9 @@ def test_the_presets() -> None:
     assert Softening() == Softening("relative") == Softening("relative", scale="calibration")
     assert Softening("paper") == Softening("paper", scale="sample")
     relative = Softening().gates()
-    assert relative["relu"] == ("phi", Relative(FACTOR))
-    assert relative["relu6"] == ("relu", Relative(FACTOR))
-    assert relative["max_pool"] == ("softmax", Relative(FACTOR))
+    assert relative["relu"] == ("phi", MEASURED)
+    assert relative["relu6"] == ("relu", MEASURED)
+    assert relative["max_pool"] == ("softmax", MEASURED)
     assert {kind: relative[kind] for kind in ("gelu", "silu", "attention", "layer_norm")} == {
         kind: gates[kind] for kind in ("gelu", "silu", "attention", "layer_norm")
     }
@@ -105,6 +105,14 @@ def test_temperatures_relative_to_the_layer(given: Any) -> None:
     assert not Softening("paper", tau={"relu": 0.6}, overrides={"a": {"relu": "hard"}}).is_relative
 
 
+@pytest.mark.parametrize("given", ["2rms", "2.0 rms", Relative(2, "rms")])
+def test_temperatures_relative_to_what_passes(given: Any) -> None:
+    softening = Softening("paper", tau={"relu": given})
+    assert softening.gate("relu") == ("phi", Relative(2.0, "rms"))
+    assert softening != Softening("paper", tau={"relu": "2std"})
+    assert str(softening.gate("relu").tau) == "2rms"
+
+
 def test_overrides() -> None:
     softening = Softening(
         "paper",
@@ -136,7 +144,7 @@ def test_overrides() -> None:
         Softening("guided", rule={"gelu": "gate"}),
         Softening(
             tau={"relu": "0.1std", "gelu": 1 / 3},
-            overrides={"a": {"relu": (None, 0.2)}, "b": {"relu": ["sigmoid", "0.3std"], "gelu": "hard"}},
+            overrides={"a": {"relu": (None, 0.2)}, "b": {"relu": ["sigmoid", "0.3rms"], "gelu": "hard"}},
             scale="calibration",
         ),
     ],
@@ -160,7 +168,8 @@ def test_it_can_be_written_down(softening: Softening) -> None:
         ({"tau": {"relu": "0.5"}}, f"{TEMPERATURE}, not '0.5'"),
         ({"tau": {"relu": "x std"}}, f"{TEMPERATURE}, not 'x std'"),
         ({"tau": {"relu": "-1std"}}, f"{TEMPERATURE}, not '-1std'"),
-        ({"tau": {"relu": Relative(0)}}, f"{TEMPERATURE}, not Relative(factor=0)"),
+        ({"tau": {"relu": Relative(0)}}, f"{TEMPERATURE}, not Relative(factor=0, unit='std')"),
+        ({"tau": {"relu": Relative(1.0, "max")}}, f"{TEMPERATURE}, not Relative(factor=1.0, unit='max')"),
         ({"tau": {"relu": True}}, f"{TEMPERATURE}, not True"),
         ({"tau": {"attention": "1std"}}, "the temperature of attention cannot be relative: give a number"),
         ({"tau": 0.5}, "tau of a softening must be a mapping, not 0.5"),

@@ -50,7 +50,7 @@ def compile_(
         list[str] | None,
         typer.Option(
             metavar="KIND=TAU",
-            help="Temperature of a kind of gate: relu=0.6, or relu=0.6std relative to the gate's input.",
+            help="Temperature of a kind of gate: relu=0.6, or relative to its input: relu=0.6std, relu=2rms.",
         ),
     ] = None,
     rule: Annotated[

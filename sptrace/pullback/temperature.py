@@ -35,24 +35,25 @@ def inverse_temperature(pull: Pull, z: fx.Node, tau: Temperature, times: float =
     """`times` / tau: a number, or for a relative temperature one number a picture that broadcasts over z."""
     if not isinstance(tau, Relative):
         return times / (tau or 1.0)
-    return _variance(pull, z).clamp(low=SMALLEST**2).rsqrt() * (times / tau.factor)
+    return _squared_scale(pull, z, tau.unit).clamp(low=SMALLEST**2).rsqrt() * (times / tau.factor)
 
 
-def _variance(pull: Pull, z: fx.Node) -> Term:
-    """The variance of z over each picture, broadcasting over z."""
+def _squared_scale(pull: Pull, z: fx.Node, unit: str) -> Term:
+    """The square of the scale of z over each picture, broadcasting over z."""
     sizes = shape(z)
     pull.sizes(z, range(1, len(sizes)))
     if is_batch(z, 0):
-        return _over(Term(pull, z), list(range(1, len(sizes))))
+        return _mean_square(Term(pull, z), list(range(1, len(sizes))), unit)
     # Several rows a picture: windows of it, one after the other.
     rows, rest = divmod(value(z).shape[0], BATCHES[0])
     if sizes[0] != -1 or rest:
         raise UnsupportedError("a relative temperature needs to know which numbers belong to which picture")
-    variance = _over(Term(pull, pull.reshape(z, [-1, value(z)[:rows].numel()])), [1])
-    repeated = pull.call(aten.expand.default, variance.node, [-1, rows])
+    square = _mean_square(Term(pull, pull.reshape(z, [-1, value(z)[:rows].numel()])), [1], unit)
+    repeated = pull.call(aten.expand.default, square.node, [-1, rows])
     return Term(pull, pull.reshape(repeated, [-1] + [1] * (len(sizes) - 1)))
 
 
-def _over(x: Term, dims: list[int]) -> Term:
-    apart = x - x.mean(dims)
-    return (apart * apart).mean(dims)
+def _mean_square(x: Term, dims: list[int], unit: str) -> Term:
+    """Of x without its mean, unit `std`; of its positive part, unit `rms`."""
+    part = x - x.mean(dims) if unit == "std" else x.clamp(low=0.0)
+    return (part * part).mean(dims)

@@ -49,7 +49,8 @@ def reference(
             or channels], floating point: the direction to explain.
         rules: for each kind of gate a pair (rule, temperature), or a function from the path of the module that
             calls the gate to such a mapping. A kind that is missing, or whose rule is "hard", is left to autograd.
-            A temperature (c,) is c times the standard deviation of the gate's input over its picture.
+            A temperature (c, "std") is c times the standard deviation of the gate's input over its picture, (c, "rms")
+            c times the root mean square of that input's positive part.
 
             =============  ===================  ==========================================================
             kind           rules beside "hard"  covers
@@ -73,7 +74,7 @@ def reference(
             "attention"    "value", "full"      scaled_dot_product_attention, and a softmax that a product of
                                                 matrices follows; "full" is autograd again
             =============  ===================  ==========================================================
-        scales: what relative temperatures take in place of those standard deviations: one number a gate, in the
+        scales: what relative temperatures take in place of those scales of the picture: one number a gate, in the
             order of the calls, as `measure` gives them.
         mean: one value per channel, as `std`. When given, what the network sees is
             ((image - low) / (high - low) - mean) / std; when None, the image as it is.
@@ -213,7 +214,7 @@ def measure(
     std: Sequence[float] | None = None,
     input_range: tuple[float, float] = (-1.0, 1.0),
 ) -> list[float]:
-    """The standard deviation of the input of every gate with a relative temperature, in the order of the calls.
+    """The scale of the input of every gate with a relative temperature, in the order of the calls.
 
     Each is of one picture, averaged over the pictures; arguments as in `reference`.
     """

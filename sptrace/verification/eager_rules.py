@@ -15,8 +15,8 @@ from torch import Tensor
 from sptrace.errors import UnsupportedError
 from sptrace.verification import eager_gates
 
-Rule = tuple[str, float | tuple[float] | None]
-"""A rule's name and its temperature: a number, (factor,) for one relative to the gate's input, or None."""
+Rule = tuple[str, float | tuple[float, str] | None]
+"""A rule's name and its temperature: a number, (factor, unit) for one relative to the gate's input, or None."""
 
 Rules = Mapping[str, Rule] | Callable[[str], Mapping[str, Rule]]
 Pullback = Callable[[Tensor], Tensor]

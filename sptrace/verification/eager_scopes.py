@@ -3,9 +3,11 @@
 Like `sptrace.verification.eager` this shares no code with the compiler.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -44,10 +46,14 @@ class Scopes:
     def _leave(self) -> None:
         self._stack.pop()
 
-    def temperature(self, z: Tensor, factor: float) -> Tensor | float:
+    def temperature(self, z: Tensor, factor: float, unit: str) -> Tensor | float:
         """`factor` times the scale of z: a number a picture that broadcasts over z, or one for all."""
         rows = z.reshape(self.pictures, -1)
-        own = rows.std(1, correction=0).clamp(min=1e-12)
+        if unit == "std":
+            own = rows.std(1, correction=0)
+        else:
+            own = torch.linalg.vector_norm(rows.relu(), dim=1) / math.sqrt(rows.shape[1])
+        own = own.clamp(min=1e-12)
         self.seen.append(own)
         if self.known is not None:
             return factor * next(self.known)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import sptrace
 from sptrace import picture
 from sptrace.cli import main
-from sptrace.softening import FACTOR
+from sptrace.softening import MEASURED
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -58,7 +58,7 @@ def test_from_network_to_picture(run: Run, exported: Path, tmp_path: Path) -> No
         "compile", exported, "-o", artifact, "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"
     )
     assert status == 0
-    assert f"1 relu (phi, tau {FACTOR:g}std)" in output
+    assert f"1 relu (phi, tau {MEASURED})" in output
     assert str(artifact) in output
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(photograph)

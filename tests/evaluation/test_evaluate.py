@@ -204,10 +204,8 @@ def test_workers_write_the_same_in_the_same_order(artifact: Path, arrays: Path, 
 
 def test_a_worker_that_fails_ends_the_evaluation(artifact: Path, arrays: Path, tmp_path: Path) -> None:
     pictures = data.read(arrays, None, Preprocessing((SIDE, SIDE)), 8)
-    asked = []
 
     def explain(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        asked.append(1)
         raise SptraceError("no more")
 
     with pytest.raises(SptraceError, match="no more"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import sptrace
 from sptrace import Softening
-from sptrace.softening import RULES, Relative
+from sptrace.softening import RULES, UNITS, Relative
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -53,12 +54,19 @@ def pictures() -> Tensor:
     return numbers(3, 3, 8, 8) * torch.tensor([0.1, 1.0, 7.0]).reshape(3, 1, 1, 1)
 
 
+SCALES: dict[str, Callable[[np.ndarray], float]] = {
+    "std": np.std,
+    "rms": lambda z: np.sqrt((z[z > 0] ** 2).sum() / z.size),
+}
+
+
+@pytest.mark.parametrize("unit", SCALES)
 @pytest.mark.parametrize("kind", GATES)
-def test_each_picture_has_its_own(kind: str) -> None:
+def test_each_picture_has_its_own(kind: str, unit: str) -> None:
     module = built(GATES[kind])
-    relative = attribution(module, pictures(), Softening("paper", tau={kind: "0.7std"}))
+    relative = attribution(module, pictures(), Softening("paper", tau={kind: f"0.7{unit}"}))
     for row, picture in enumerate(pictures()):
-        tau = 0.7 * float(module.conv(picture[None]).detach().numpy().astype("float64").std())
+        tau = 0.7 * float(SCALES[unit](module.conv(picture[None]).detach().numpy().astype("float64")))
         alone = attribution(module, picture[None], Softening("paper", tau={kind: tau}))
         assert (relative[row] - alone[0]).abs().max() <= 1e-5 * alone.abs().max()
 
@@ -68,7 +76,12 @@ def test_every_rule_with_a_temperature_is_tested_above() -> None:
     assert heated - {"attention"} == set(GATES)
 
 
-def test_windows_of_a_picture_belong_together() -> None:
+def test_every_unit_is_tested_above() -> None:
+    assert set(SCALES) == set(UNITS)
+
+
+@pytest.mark.parametrize("unit", SCALES)
+def test_windows_of_a_picture_belong_together(unit: str) -> None:
     def body(self: Any, x: Tensor) -> Tensor:
         windows = self.conv(x).reshape(-1, 12, 6)
         return torch.einsum("nwd,kwd->nk", torch.relu(windows).reshape(-1, 24, 6), self.weight)
@@ -80,7 +93,7 @@ def test_windows_of_a_picture_belong_together() -> None:
         weight=numbers(5, 24, 6),
     )
     whole.load_state_dict(module.state_dict())
-    softening = Softening("paper", tau={"relu": Relative(0.5)})
+    softening = Softening("paper", tau={"relu": Relative(0.5, unit)})
     given, wanted = (attribution(one, pictures(), softening) for one in (module, whole))
     torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-6)
 
@@ -96,9 +109,10 @@ def test_pictures_that_do_not_come_first() -> None:
         attribution(module, pictures(), Softening("paper", tau={"relu": "1std"}))
 
 
-def test_a_layer_that_is_the_same_everywhere() -> None:
+@pytest.mark.parametrize(("tau", "level"), [("1std", 0.5), ("1rms", -0.5), ("1rms", 0.0)])
+def test_a_layer_without_a_scale(tau: str, level: float) -> None:
     module = built(F.relu)
     nn.init.zeros_(module.conv.weight)
-    nn.init.constant_(module.conv.bias, 0.5)
-    given = attribution(module, pictures(), Softening("paper", tau={"relu": "1std"}))
+    nn.init.constant_(module.conv.bias, level)
+    given = attribution(module, pictures(), Softening("paper", tau={"relu": tau}))
     assert given.isfinite().all()
