@@ -17,6 +17,7 @@ from sptrace import capture, half_precision, layers
 from sptrace.artifact import METADATA_KEY, Description, Preprocessing, check_input, check_precision
 from sptrace.assemble import Assembled, assemble
 from sptrace.composition import compose
+from sptrace.dead_leaves import dead_leaves
 from sptrace.emission import emit, saving
 from sptrace.emission.pictures import take_pictures
 from sptrace.errors import SptraceError
@@ -96,7 +97,7 @@ def compile(
         program: a name of `sptrace.programs.PROGRAMS`.
         softening: a preset's name, or a `Softening`.
         calibration: pictures like the example, on which a softening with scale="calibration" measures what its
-            relative temperatures refer to. None: a synthetic picture, the same everywhere (`example_image`).
+            relative temperatures refer to. None: synthetic pictures, the same everywhere (`dead_leaves`).
         mean: three numbers, of pixels in [0, 1]. Given with `std`, the program's own first step maps `input_range`
             to [0, 1] and normalises, so that image and attribution live in pixel space. None: the model takes
             `image` as it is.
@@ -269,7 +270,7 @@ def _calibration(
 ) -> Tensor | None:
     """The pictures that relative temperatures are measured on; None: none are, or each picture is its own."""
     if softening.is_relative and softening.scale == "calibration":
-        pictures = example_image(preprocessing) if given is None else given
+        pictures = dead_leaves(preprocessing) if given is None else given
         capture.check_picture(pictures, "the calibration")
         if pictures.shape[1:] != example.shape[1:]:
             raise SptraceError(

@@ -37,6 +37,11 @@ def _is_number(setting: object) -> bool:
     return isinstance(setting, int | float) and not isinstance(setting, bool)
 
 
+def _as(default: object, setting: Any) -> Any:
+    """A whole number as the float that it stands for, where the option is one: the file tells them apart."""
+    return float(setting) if isinstance(default, float) else setting
+
+
 def _is_count(setting: object) -> bool:
     return isinstance(setting, int) and not isinstance(setting, bool) and setting >= 1
 
@@ -210,7 +215,10 @@ class ProgramKind:
             option = self.options[name]
             if not option.check(setting):
                 raise SptraceError(f"{name} must be {option.wanted}, not {setting!r}")
-        settings = {name: given.get(name, option.default) for name, option in self.options.items()}
+        settings = {
+            name: _as(option.default, given.get(name, option.default))
+            for name, option in self.options.items()
+        }
         _require_sense(settings)
         if "logits_out" in settings and settings["logits_out"] is None:
             settings["logits_out"] = settings["clamp"] != "never"

@@ -92,8 +92,8 @@ PRESETS: Mapping[str, Mapping[str, GateRule]] = MappingProxyType(
 )
 """`relative`: piecewise linear gates and maxima at `MEASURED`, ReLU6 as a ReLU; the others as in `paper`.
 
-`paper`: arXiv 2507.22832, and by y = z * m(z) where it is silent. `hard`: ordinary gradients. `excitation`: the method's
-older form, sigma(z / 0.3) for ReLUs. `guided`: guided backpropagation (Springenberg et al., arXiv 1412.6806).
+`paper`: arXiv 2507.22832, and by y = z * m(z) where it is silent. `hard`: ordinary gradients. `excitation`: the older
+form of the method, sigma(z / 0.3) for ReLUs. `guided`: guided backpropagation (Springenberg et al., arXiv 1412.6806).
 """
 
 

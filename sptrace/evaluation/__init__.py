@@ -10,6 +10,7 @@ METRICS = {
     "monotonicity_correlation": 1,
     "max_sensitivity": -1,
     "random_logit": -1,
+    "other_picture": -1,
     "insertion": 1,
     "deletion": -1,
     "focus": 1,

@@ -19,6 +19,7 @@ from sptrace import capture, layers
 from sptrace.assemble import assemble
 from sptrace.compiler import example_image
 from sptrace.composition import compose
+from sptrace.dead_leaves import dead_leaves
 from sptrace.evaluation.methods import named
 from sptrace.evaluation.perturbations import pearson
 from sptrace.evaluation.rows import Row
@@ -83,7 +84,11 @@ def _program(network: Network, name: str) -> torch.fx.GraphModule:
         settings["layer"] = layers.last_convolution(network.module, example)
     neuron = Neuron.of_cam(settings) if kind.is_cam else Neuron.of(settings)
     captured = capture.capture(network.module, example, settings["layer"])
-    pictures = example if softening.is_relative and softening.scale == "calibration" else None
+    pictures = (
+        dead_leaves(network.preprocessing)
+        if softening.is_relative and softening.scale == "calibration"
+        else None
+    )
     return compose(program, assemble(captured, network.preprocessing, softening, neuron, pictures), settings)
 
 

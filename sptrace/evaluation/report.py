@@ -17,7 +17,7 @@ from sptrace.errors import SptraceError
 from sptrace.evaluation import METRICS
 from sptrace.evaluation.methods import Method
 from sptrace.evaluation.rows import Row
-from sptrace.evaluation.run import MOSAICS, SENSITIVITY_PICTURES
+from sptrace.evaluation.run import MOSAICS
 from sptrace.evaluation.statistics import Estimate, estimate
 from sptrace.evaluation.steps import MONOTONICITY_DRAWS
 from sptrace.evaluation.with_quantus import SENSITIVITY_DRAWS
@@ -219,9 +219,10 @@ DEFINITIONS = {
     "faithfulness_estimate": "Faithfulness estimate: as in Quantus, 48 steps (3136 numbers a step at 224 pixels).",
     "monotonicity_correlation": "Monotonicity correlation: as in Quantus, 48 steps, "
     f"{MONOTONICITY_DRAWS} draws a step in place of 100.",
-    "max_sensitivity": f"Max sensitivity: Quantus's own, {SENSITIVITY_DRAWS} draws of noise within 0.02, "
-    f"on the first {SENSITIVITY_PICTURES} pictures.",
+    "max_sensitivity": f"Max sensitivity: Quantus's own, {SENSITIVITY_DRAWS} draws of noise within 0.02.",
     "random_logit": "Random logit: Quantus's own, with Pearson's correlation.",
+    "other_picture": "Other picture: Pearson's correlation with the next picture's attribution for the same class; "
+    "near 0 where an explanation depends on the picture.",
     "insertion": "Insertion and deletion: area under the class's probability in 32 steps, into a blurred picture and "
     "to mid-grey.",
     "focus": "Focus: the share of the positive input times attribution on the two tiles of the class, in "

@@ -20,12 +20,12 @@ from sptrace.evaluation.curves import insertion_deletion
 from sptrace.evaluation.data import Pictures
 from sptrace.evaluation.methods import Method
 from sptrace.evaluation.mosaics import Mosaic, focus, mosaics
-from sptrace.evaluation.perturbations import Covered, cover, faithfulness_correlation, infidelity
+from sptrace.evaluation.perturbations import Covered, cover, faithfulness_correlation, infidelity, pearson
 from sptrace.evaluation.predictor import Predictor
 from sptrace.evaluation.rows import Row
 
-SENSITIVITY_PICTURES = 50
-"""Max sensitivity explains every picture ten times more; it is measured on so many pictures."""
+FEWER = {"monotonicity_correlation": 100, "random_logit": 100, "other_picture": 50, "max_sensitivity": 20}
+"""Metrics that take long are measured on so many pictures, the first; max sensitivity explains each ten times more."""
 MOSAICS = 100
 """How many mosaics focus is measured on."""
 
@@ -39,13 +39,17 @@ class Subject:
     Arguments:
         predict: gives logits.
         name, image: of the picture, float32 [3, H, W] in [-1, 1].
+        other: another picture, of the same shape.
         seed: of the evaluation; together with the name it decides all noise.
     """
 
-    def __init__(self, predict: Predictor, name: str, image: NDArray[np.float32], seed: int) -> None:
+    def __init__(
+        self, predict: Predictor, name: str, image: NDArray[np.float32], other: NDArray[np.float32], seed: int
+    ) -> None:
         self.predict = predict
         self.name = name
         self.image = image
+        self.other = other
         self.seed = (zlib.crc32(name.encode()) + seed) % 2**32
 
     @cached_property
@@ -77,6 +81,7 @@ class Subject:
             "monotonicity_correlation": lambda: steps.monotonicity_correlation(*asked, seed),
             "max_sensitivity": lambda: with_quantus.max_sensitivity(*asked, seed, method),
             "random_logit": lambda: with_quantus.random_logit(*asked, seed, method, self.logits.size),
+            "other_picture": lambda: self._other_picture(method, attribution),
         }
         for metric in wanted:
             if metric in metrics:
@@ -92,6 +97,16 @@ class Subject:
             )
             for metric in curves:
                 yield Row(self.name, method.name, metric, areas[metric])
+
+    def _other_picture(self, method: Method, attribution: NDArray[np.float32]) -> float:
+        """Pearson's correlation with the attribution of another picture for the same class; nan if one of both is 0.
+
+        An explanation that depends on the picture has one near 0.
+        """
+        theirs = method.explain(self.other[None], np.array([self.target]))[0]
+        if not (attribution.any() and theirs.any()):
+            return float("nan")
+        return pearson(attribution.ravel().astype(np.float64), theirs.ravel().astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -156,6 +171,7 @@ def evaluate(
     total = sum(map(len, plan.values()))
     count, counting = total - sum(map(len, waiting.values())), threading.Lock()
     images = dict(zip(pictures.names, pictures.images, strict=True))
+    others = dict(zip(pictures.names, np.roll(pictures.images, -1, axis=0), strict=True))
     drawn = (
         _mosaics(pictures, predict, seed)
         if any(waiting[name] for name in waiting if name not in images)
@@ -164,8 +180,12 @@ def evaluate(
 
     def score(name: str) -> list[Row]:
         nonlocal count
-        subject = Tiles(name, drawn[name]) if name in drawn else Subject(predict, name, images[name], seed)
-        found = []
+        subject: Tiles | Subject
+        if name in drawn:
+            subject = Tiles(name, drawn[name])
+        else:
+            subject = Subject(predict, name, images[name], others[name], seed)
+        found: list[Row] = []
         for method, wanted in waiting[name]:
             with counting:
                 progress(f"{method.name}, {name}", count, total)
@@ -197,9 +217,7 @@ def _plan(methods: Sequence[Method], pictures: Pictures, metrics: Sequence[str])
     of_pictures = [metric for metric in metrics if metric != "focus"]
     plan = {}
     for position, name in enumerate(pictures.names):
-        wanted = [
-            metric for metric in of_pictures if metric != "max_sensitivity" or position < SENSITIVITY_PICTURES
-        ]
+        wanted = [metric for metric in of_pictures if position < FEWER.get(metric, len(pictures.names))]
         plan[name] = [(method, wanted) for method in methods if wanted]
     if "focus" in metrics:
         plan |= {

@@ -94,7 +94,7 @@ def test_a_network_is_evaluated(
     sptrace_: Any, exported: Path, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "MOSAICS", 4)
-    monkeypatch.setattr(run, "SENSITIVITY_PICTURES", 2)
+    monkeypatch.setattr(run, "FEWER", {"max_sensitivity": 2})
     folder = tmp_path / "report"
     arguments = ("evaluate", exported, "--images", arrays, "-o", folder, "-n", 6, "--threads", 1)
     methods = ("--methods", "gradient,soft_pullback,soft_pullback@paper,captum:saliency")
@@ -136,7 +136,7 @@ def test_a_network_is_evaluated(
     assert (folder / "rows.csv").read_bytes() == before
     monkeypatch.undo()
     monkeypatch.setattr(run, "MOSAICS", 4)
-    monkeypatch.setattr(run, "SENSITIVITY_PICTURES", 2)
+    monkeypatch.setattr(run, "FEWER", {"max_sensitivity": 2})
     other = tmp_path / "again"
     assert sptrace_(*arguments[:5], other, *arguments[6:8], "--threads", 3, *methods)[0] == 0
     assert (other / "rows.csv").read_bytes() == before
