@@ -24,7 +24,7 @@ from sptrace.errors import SptraceError
 from sptrace.graph import value
 from sptrace.models.network import Network
 from sptrace.neuron import Neuron
-from sptrace.programs import program_kind
+from sptrace.programs import ProgramKind, program_kind
 from sptrace.softening import DEFAULT_PRESET, Softening
 from sptrace.verification.eager_explainer import Eager
 from sptrace.verification.pictures import verify_pictures
@@ -178,13 +178,9 @@ def compile_network(
     pictures = _calibration(calibration, example, preprocessing, softening)
     progress("capturing the network")
     capture.check(network.module, example)
-    if kind.is_cam and settings["layer"] is None:
-        settings["layer"] = layers.last_convolution(network.module, example)
-    captured = capture.capture(network.module, example, settings["layer"])
+    captured = _captured(network, example, kind, settings)
     progress("building the pullback" if pictures is None else f"measuring layers on {len(pictures)} pictures")
-    neuron = Neuron.of_cam(settings) if kind.is_cam else Neuron.of(settings)
-    lift = _parameters(network.module, captured) if kind.varies_weights else None
-    assembled = assemble(captured, preprocessing, softening, neuron, pictures, lift)
+    assembled = _assembled(captured, network, kind, softening, settings, pictures)
     if network.labels is not None and len(network.labels) != assembled.classes:
         raise SptraceError(
             f"{len(network.labels)} labels for {assembled.classes} classes: give one name per class"
@@ -225,6 +221,37 @@ def compile_network(
     )
     model.metadata_props[METADATA_KEY] = description.to_json()
     return Program(module, description, model)
+
+
+def program_of(network: Network, example: Tensor, name: str, softening: Softening) -> fx.GraphModule:
+    """A program with its default options as it is compiled, without the file: an ordinary torch.fx.GraphModule."""
+    kind = program_kind(name)
+    softening, settings = kind.softening(softening), kind.settings({})
+    pictures = _calibration(None, example, network.preprocessing, softening)
+    captured = _captured(network, example, kind, settings)
+    return compose(name, _assembled(captured, network, kind, softening, settings, pictures), settings)
+
+
+def _captured(
+    network: Network, example: Tensor, kind: ProgramKind, settings: dict[str, Any]
+) -> fx.GraphModule:
+    """The network's graph; settings of a program with a layer get that layer if they name none."""
+    if kind.is_cam and settings["layer"] is None:
+        settings["layer"] = layers.last_convolution(network.module, example)
+    return capture.capture(network.module, example, settings["layer"])
+
+
+def _assembled(
+    captured: fx.GraphModule,
+    network: Network,
+    kind: ProgramKind,
+    softening: Softening,
+    settings: Mapping[str, Any],
+    pictures: Tensor | None,
+) -> Assembled:
+    neuron = Neuron.of_cam(settings) if kind.is_cam else Neuron.of(settings)
+    lift = _parameters(network.module, captured) if kind.varies_weights else None
+    return assemble(captured, network.preprocessing, softening, neuron, pictures, lift)
 
 
 def example_image(preprocessing: Preprocessing) -> Tensor:

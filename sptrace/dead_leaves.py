@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ SMALLEST, LARGEST = 1 / 64, 1 / 2
 """Radii, in sides of the picture; their density falls with the third power, which makes the picture scale-free."""
 
 
+@lru_cache(maxsize=1)
 def dead_leaves(preprocessing: Preprocessing) -> Tensor:
     """Discs of all sizes and colours, each shaded, one over the other: the same everywhere, without a data set.
 

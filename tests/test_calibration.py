@@ -10,7 +10,7 @@ from torch import Tensor
 import sptrace
 from sptrace import Softening
 from sptrace.artifact import Description, Preprocessing
-from sptrace.compiler import example_image
+from sptrace.dead_leaves import dead_leaves
 
 RELATIVE = {"relu": "0.5rms", "max_pool": "0.2std"}
 
@@ -45,12 +45,12 @@ def explain(program: sptrace.Program) -> Tensor:
 
 def synthetic() -> Tensor:
     height, width = images(1).shape[2:]
-    return example_image(Preprocessing((height, width)))
+    return dead_leaves(Preprocessing((height, width)))
 
 
 @pytest.mark.parametrize("count", [None, 1, 11])
 def test_scales_are_means_over_the_calibration_pictures(count: int | None) -> None:
-    """Without any, over a synthetic picture."""
+    """Without any, over synthetic pictures."""
     pictures = synthetic() if count is None else images(count, seed=5)
     seen = hooked(classifier(), pictures)
     program = compiled(

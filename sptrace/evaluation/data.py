@@ -38,11 +38,12 @@ class Pictures:
 
 
 def read(source: Path, labels: Path | None, preprocessing: Preprocessing, count: int) -> Pictures:
-    """Read the first `count` pictures of a folder or of an .npz file.
+    """Read `count` pictures of a folder or of an .npz file.
 
     Arguments:
         source: a folder with photographs, taken in the order of `labels` or else of their names; or an .npz file
-            with x, uint8 [N, H, W, 3] in the network's size, and y, int64 [N].
+            with x, uint8 [N, H, W, 3] in the network's size, and y, int64 [N], taken in an order drawn at random once
+            and for all, because such files are often sorted by class.
         labels: a .csv file with the columns file and label, the index of the class.
         preprocessing: the network's.
         count: how many pictures at most.
@@ -79,13 +80,14 @@ def _arrays(path: Path, preprocessing: Preprocessing, count: int) -> Pictures:
     wanted = "x, uint8 [N, {}, {}, 3], and y, [N]".format(*preprocessing.size)
     try:
         with np.load(path) as file:
-            x, y = file["x"][:count], file["y"][:count]
+            x, y = file["x"], file["y"]
     except (OSError, KeyError, ValueError) as error:
         raise SptraceError(f"cannot read {path}: it needs {wanted}") from error
     if x.dtype != np.uint8 or x.shape[1:] != (*preprocessing.size, 3) or len(x) != len(y):
         raise SptraceError(f"{path} holds x {x.dtype} {list(x.shape)}: it needs {wanted}")
-    images = (x.transpose(0, 3, 1, 2) / np.float32(127.5) - 1).astype(np.float32)
-    return Pictures(tuple(f"{path.stem}-{index:04}" for index in range(len(x))), images, y.astype(np.int64))
+    order = np.random.RandomState(0).permutation(len(x))[:count]
+    images = (x[order].transpose(0, 3, 1, 2) / np.float32(127.5) - 1).astype(np.float32)
+    return Pictures(tuple(f"{path.stem}-{index:04}" for index in order), images, y[order].astype(np.int64))
 
 
 def _resized(image: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -198,5 +198,7 @@ def _normalised(network: Network) -> nn.Module:
 
 
 def _passes(settings: dict[str, Any]) -> int:
-    numbers = [settings[name] for name in ("n", "m", "steps") if isinstance(settings.get(name), int)]
+    numbers = [
+        settings[name] for name in ("samples", "draws", "steps") if isinstance(settings.get(name), int)
+    ]
     return int(np.prod(numbers)) if numbers else 1

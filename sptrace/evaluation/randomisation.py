@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,17 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sptrace import capture, layers
-from sptrace.assemble import assemble
-from sptrace.compiler import example_image
-from sptrace.composition import compose
-from sptrace.dead_leaves import dead_leaves
+from sptrace.compiler import example_image, program_of
 from sptrace.evaluation.methods import named
 from sptrace.evaluation.perturbations import pearson
 from sptrace.evaluation.rows import Row
 from sptrace.models.network import Network
-from sptrace.neuron import Neuron
-from sptrace.programs import program_kind
 
 STAGES = 8
 """At most so many parts."""
@@ -53,10 +48,15 @@ def randomisation(
         progress: called with a few words.
     """
     module = copy.deepcopy(network.module)
-    changed = Network(module, network.name, network.preprocessing, network.labels, network.weights)
+    changed = replace(network, module=module)
+    example = example_image(network.preprocessing)
+
+    def changed_program(name: str) -> torch.fx.GraphModule:
+        return program_of(changed, example, *named(name))
+
     with torch.no_grad():
         images_ = torch.from_numpy(np.ascontiguousarray(images))
-        targets = _program(changed, "gradient")(images_, torch.full((len(images),), -1))[1].argmax(1)
+        targets = changed_program("gradient")(images_, torch.full((len(images),), -1))[1].argmax(1)
     generator = torch.Generator().manual_seed(seed)
     first: dict[str, NDArray[np.float64]] = {}
     for number, stage in enumerate([[], *_stages(module)]):
@@ -66,30 +66,12 @@ def randomisation(
         for name in names:
             progress(f"{name}, {label}")
             with torch.no_grad():
-                attribution = _program(changed, name)(images_, targets)[0].numpy()
+                attribution = changed_program(name)(images_, targets)[0].numpy()
             ranks = _ranks(np.abs(attribution).sum(axis=1))
             similar = [pearson(a, b) for a, b in zip(ranks, first.setdefault(name, ranks), strict=True)]
             yield from (
                 Row(picture, name, label, score) for picture, score in zip(pictures, similar, strict=True)
             )
-
-
-def _program(network: Network, name: str) -> torch.fx.GraphModule:
-    """The program in torch.fx, as it is compiled."""
-    program, softening = named(name)
-    kind = program_kind(program)
-    softening, settings = kind.softening(softening), kind.settings({})
-    example = example_image(network.preprocessing)
-    if kind.is_cam:
-        settings["layer"] = layers.last_convolution(network.module, example)
-    neuron = Neuron.of_cam(settings) if kind.is_cam else Neuron.of(settings)
-    captured = capture.capture(network.module, example, settings["layer"])
-    pictures = (
-        dead_leaves(network.preprocessing)
-        if softening.is_relative and softening.scale == "calibration"
-        else None
-    )
-    return compose(program, assemble(captured, network.preprocessing, softening, neuron, pictures), settings)
 
 
 def _stages(module: nn.Module) -> list[list[str]]:

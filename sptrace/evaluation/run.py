@@ -24,8 +24,8 @@ from sptrace.evaluation.perturbations import Covered, cover, faithfulness_correl
 from sptrace.evaluation.predictor import Predictor
 from sptrace.evaluation.rows import Row
 
-FEWER = {"monotonicity_correlation": 100, "random_logit": 100, "other_picture": 50, "max_sensitivity": 20}
-"""Metrics that take long are measured on so many pictures, the first; max sensitivity explains each ten times more."""
+FEWER = {"monotonicity_correlation": 50, "random_logit": 50, "other_picture": 20, "max_sensitivity": 20}
+"""What takes long is measured on so many pictures, the first: max sensitivity explains each ten times more."""
 MOSAICS = 100
 """How many mosaics focus is measured on."""
 

@@ -108,6 +108,15 @@ def test_options_given_when_compiling_are_the_defaults_at_run_time(explainer: Lo
     assert compiled_so.description.settings["steps"] == 2
 
 
+def test_a_whole_number_may_stand_for_a_length(explainer: Load) -> None:
+    image = small_networks.images(1, seed=3).numpy()
+    given = explainer("pullback_ascent", steps=2, alpha=3)
+    assert np.array_equal(
+        given.attribute(image, 3), explainer("pullback_ascent", steps=2, alpha=3.0).attribute(image, 3)
+    )
+    assert np.array_equal(given.attribute(image, 3, alpha=7), given.attribute(image, 3, alpha=7.0))
+
+
 def test_every_program_is_among_them() -> None:
     assert {program for program, _, _ in CASES} == set(PROGRAMS) == set(EAGER)
 

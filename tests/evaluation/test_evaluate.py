@@ -19,7 +19,6 @@ from torch import nn
 import sptrace
 from sptrace.artifact import Preprocessing
 from sptrace.cli import main
-from sptrace.compiler import example_image
 from sptrace.errors import SptraceError
 from sptrace.evaluation import METRICS, data, rows, run
 from sptrace.evaluation.methods import Method, of_artifact, of_captum
@@ -114,8 +113,9 @@ def test_a_network_is_evaluated(
     for (picture, method, metric), score in scores.items():
         if method == "captum:saliency" and metric in ("infidelity", "insertion", "focus"):
             assert score == pytest.approx(scores[picture, "gradient", metric], rel=1e-3)
-    assert scores[f"{arrays.stem}-0000", "soft_pullback", "infidelity"] != pytest.approx(
-        scores[f"{arrays.stem}-0000", "soft_pullback@paper", "infidelity"], rel=1e-3
+    first = found[0].picture
+    assert scores[first, "soft_pullback", "infidelity"] != pytest.approx(
+        scores[first, "soft_pullback@paper", "infidelity"], rel=1e-3
     )
     for name in ("report.md", "report.html", "summary.csv", "metrics.png", "randomisation.png", "grid.png"):
         assert (folder / name).stat().st_size > 0
@@ -217,11 +217,43 @@ def test_a_worker_that_fails_ends_the_evaluation(artifact: Path, arrays: Path, t
     assert not (tmp_path / "rows.csv").exists()
 
 
+def test_explanations_that_do_not_depend_on_the_picture(artifact: Path, arrays: Path, tmp_path: Path) -> None:
+    pictures = data.read(arrays, None, Preprocessing((SIDE, SIDE)), 3)
+    pattern = np.random.default_rng(1).normal(size=(1, 3, SIDE, SIDE)).astype(np.float32)
+    blind = Method("blind", lambda images, targets: np.repeat(pattern, len(images), axis=0))
+    copy = Method("copy", lambda images, targets: images)
+    blank = Method("blank", lambda images, targets: np.zeros_like(images))
+    found = run.evaluate(
+        *(Predictor(artifact), [blind, copy, blank], pictures, tmp_path / "rows.csv"),
+        metrics=["other_picture"],
+    )
+    scores = {(row.picture, row.method): row.score for row in found}
+    for name, image, other in zip(
+        pictures.names, pictures.images, np.roll(pictures.images, -1, 0), strict=True
+    ):
+        assert scores[name, "blind"] == pytest.approx(1)
+        wanted = np.corrcoef(image.ravel(), other.ravel())[0, 1]
+        assert scores[name, "copy"] == pytest.approx(wanted, abs=1e-6)
+        assert np.isnan(scores[name, "blank"])
+
+
 def test_an_attribution_that_is_not_finite_is_refused(artifact: Path, arrays: Path, tmp_path: Path) -> None:
     pictures = data.read(arrays, None, Preprocessing((SIDE, SIDE)), 1)
     broken = Method("broken", lambda images, targets: np.full_like(images, np.nan))
-    with pytest.raises(SptraceError, match="broken of eight-0000 holds NaN"):
+    with pytest.raises(SptraceError, match=r"broken of eight-000\d holds NaN"):
         run.evaluate(Predictor(artifact), [broken], pictures, tmp_path / "rows.csv", metrics=["infidelity"])
+
+
+def test_averages_are_not_cheap(tmp_path: Path) -> None:
+    for program, options, passes in (
+        ("gradient", {}, 1),
+        ("pullback_ascent", {"steps": 4}, 4),
+        ("smoothgrad", {"samples": 7}, 7),
+        ("fusiongrad", {"samples": 3, "draws": 4}, 12),
+    ):
+        path = tmp_path / f"{program}.onnx"
+        sptrace.compile(classifier(), deterministic.images(2, 1, SIDE), program=program, **options).save(path)
+        assert of_artifact(path).passes == passes
 
 
 def test_intervals() -> None:
@@ -275,10 +307,14 @@ def test_captum_answers(name: str) -> None:
 
 def test_pictures_of_an_array(arrays: Path) -> None:
     pictures = data.read(arrays, None, Preprocessing((SIDE, SIDE)), 5)
+    places = [int(name.removeprefix("eight-")) for name in pictures.names]
+    assert len(set(places)) == 5
+    assert places != sorted(places)
     with np.load(arrays) as file:
-        assert np.allclose((pictures.images.transpose(0, 2, 3, 1) + 1) * 127.5, file["x"][:5], atol=1e-4)
+        assert np.allclose((pictures.images.transpose(0, 2, 3, 1) + 1) * 127.5, file["x"][places], atol=1e-4)
     assert pictures.labels is not None
-    assert pictures.labels.tolist() == [0, 1, 2, 0, 1]
+    assert pictures.labels.tolist() == [place % 3 for place in places]
+    assert data.read(arrays, None, Preprocessing((SIDE, SIDE)), 3).names == pictures.names[:3]
     assert pictures.tiles.shape == (5, 3, SIDE // 2, SIDE // 2)
 
 
@@ -346,10 +382,3 @@ class Plain(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Means of the channels."""
         return image.relu().mean((2, 3))
-
-
-def test_the_synthetic_picture_is_the_same_everywhere() -> None:
-    picture = example_image(Preprocessing((SIDE, SIDE)))
-    assert picture.dtype == torch.float32
-    assert picture.min() >= -1
-    assert picture.max() <= 1

@@ -17,7 +17,7 @@ from torch import nn
 
 import sptrace
 from sptrace.errors import SptraceError
-from sptrace.evaluation import steps, with_quantus
+from sptrace.evaluation import predictor, steps, with_quantus
 from sptrace.evaluation.curves import STEPS, blurred, insertion_deletion
 from sptrace.evaluation.methods import Method, of_artifact
 from sptrace.evaluation.mosaics import Mosaic, focus, mosaics
@@ -71,10 +71,13 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_predictor_is_the_network(artifact: Path) -> None:
+@pytest.mark.parametrize("pixels", [1, 8 * SIDE * SIDE, 2**18])
+def test_the_predictor_is_the_network(artifact: Path, monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
+    """However many pictures are taken at a time."""
+    monkeypatch.setattr(predictor, "PIXELS", pixels)
     predict, explainer = Predictor(artifact), sptrace.load(artifact)
     images = deterministic.images(3, 70, SIDE).numpy()
-    assert np.array_equal(predict(images[:5]), explainer.explain(images[:5]).logits)
+    assert np.allclose(predict(images[:5]), explainer.explain(images[:5]).logits, atol=1e-5)
     assert np.allclose(predict(images), explainer.explain(images).logits, atol=1e-5)
     assert np.array_equal(predict.score(images[:2], 3), predict(images[:2])[:, 3].astype(np.float64))
 
