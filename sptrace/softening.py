@@ -72,7 +72,7 @@ slope being left out.
 
 _PAPER = {kind: GateRule(*next(iter(rules.items()))) for kind, rules in RULES.items()}
 _HARD = {kind: GateRule(list(rules)[-1], None) for kind, rules in RULES.items()}
-MEASURED = Relative(2.5, "rms")
+MEASURED = Relative(2.0, "rms")
 """The temperature of preset `relative`: docs/faithfulness.md says how it was chosen."""
 
 _RELATIVE_TO_LAYER = {
@@ -130,8 +130,8 @@ class Softening:
             of gate a temperature, a rule, or a pair of both. For example {"layer4.*": {"relu": 0.3, "max_pool":
             "hard"}, "features.3": {"relu": ("sigmoid", "0.5std")}}. Where several match, the last one counts.
         scale: where relative temperatures get a layer's scale from: "sample", from each picture, computed in
-            the graph; or "calibration", measured once when compiling, on the calibration pictures or else on a
-            synthetic picture that is the same everywhere. None: the latter for preset `relative`, else the former.
+            the graph; or "calibration", measured once when compiling, on the calibration pictures or else on
+            synthetic ones that are the same everywhere. None: the latter for preset `relative`, else the former.
     """
 
     preset: str = DEFAULT_PRESET

@@ -75,7 +75,7 @@ def compile_(
         str | None,
         typer.Option(
             help="Where relative temperatures come from: sample, every picture; or calibration, measured once when "
-            "compiling, without --calibrate on a synthetic picture.",
+            "compiling, without --calibrate on synthetic pictures.",
             show_default="the preset's",
         ),
     ] = None,
