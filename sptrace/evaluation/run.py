@@ -99,10 +99,12 @@ class Subject:
                 yield Row(self.name, method.name, metric, areas[metric])
 
     def _other_picture(self, method: Method, attribution: NDArray[np.float32]) -> float:
-        """Pearson's correlation with the attribution of another picture for the same class; nan if one of both is 0.
+        """Pearson's correlation with the attribution of another picture for the same class.
 
-        An explanation that depends on the picture has one near 0.
+        Near 0 where an explanation depends on the picture; nan if one is 0 everywhere, or there is no other picture.
         """
+        if np.array_equal(self.other, self.image):
+            return float("nan")
         theirs = method.explain(self.other[None], np.array([self.target]))[0]
         if not (attribution.any() and theirs.any()):
             return float("nan")

@@ -99,8 +99,6 @@ def test_infidelity_is_that_of_quantus_but_for_the_scale(
     artifact: Path, image: np.ndarray, attribution: np.ndarray
 ) -> None:
     """With the same noise, drawn in the same order."""
-    import quantus
-
     predict, noise = Predictor(artifact), np.random.default_rng(5)
 
     def perturb(arr: np.ndarray, indices: Any, **_: object) -> np.ndarray:
@@ -112,22 +110,14 @@ def test_infidelity_is_that_of_quantus_but_for_the_scale(
         changed[square] = noise.uniform(-1, 1, changed[square][0].shape)
         return changed.reshape(arr.shape)
 
-    metric = quantus.Infidelity(
-        perturb_func=perturb,
-        perturb_patch_sizes=[SIDE // 2, SIDE // 4],
-        n_perturb_samples=5,
-        abs=False,
-        normalise=False,
-        disable_warnings=True,
-    )
     target = int(predict(image[None]).argmax())
-    [theirs] = metric(
-        model=with_quantus._module(predict),
-        x_batch=image[None],
-        y_batch=np.array([target]),
-        a_batch=attribution[None],
-        device="cpu",
-        channel_first=True,
+    settings = {
+        "perturb_patch_sizes": [SIDE // 2, SIDE // 4],
+        "n_perturb_samples": 5,
+        "perturb_func": perturb,
+    }
+    theirs = _quantus(
+        "Infidelity", predict, image, target, attribution, 0, abs=False, normalise=False, **settings
     )
     ours = infidelity(cover(predict, image, target, seed=5), attribution, scaling=False)
     assert ours == pytest.approx(theirs, rel=1e-4)
