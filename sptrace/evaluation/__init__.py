@@ -16,3 +16,6 @@ METRICS = {
     "focus": 1,
 }
 """The metrics, and whether more is better (1) or less (-1)."""
+
+RANDOMISATION = ("randomisation", "randomisation of sizes")
+"""Metrics of the randomisation check, each followed by a colon, a number and what was shuffled last."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sptrace.compiler import example_image, program_of
+from sptrace.evaluation import RANDOMISATION
 from sptrace.evaluation.methods import named
 from sptrace.evaluation.perturbations import pearson
 from sptrace.evaluation.rows import Row
@@ -36,8 +37,9 @@ def randomisation(
 ) -> Iterator[Row]:
     """Rows with the metric ``randomisation:KK PATH``: KK parts, the last of them PATH, have shuffled weights.
 
-    The score is the rank correlation (Spearman) of the absolute attributions, summed over the channels, with those of
-    the trained network; 1 before anything is shuffled.
+    The score is the rank correlation (Spearman) of the attributions, summed over the channels, with those of the
+    trained network; 1 before anything is shuffled. ``randomisation of sizes`` is the same of absolute attributions, in
+    which the picture's edges show whatever the weights are.
 
     Arguments:
         network: the trained network. It is not changed.
@@ -58,20 +60,20 @@ def randomisation(
         images_ = torch.from_numpy(np.ascontiguousarray(images))
         targets = changed_program("gradient")(images_, torch.full((len(images),), -1))[1].argmax(1)
     generator = torch.Generator().manual_seed(seed)
-    first: dict[str, NDArray[np.float64]] = {}
+    first: dict[tuple[str, str], NDArray[np.float64]] = {}
     for number, stage in enumerate([[], *_stages(module)]):
         for path in stage:
             _shuffle(module.get_submodule(path), generator)
-        label = f"randomisation:{number:02} {stage[-1] if stage else 'trained'}"
+        label = f"{number:02} {stage[-1] if stage else 'trained'}"
         for name in names:
-            progress(f"{name}, {label}")
+            progress(f"{name}, randomisation {label}")
             with torch.no_grad():
                 attribution = changed_program(name)(images_, targets)[0].numpy()
-            ranks = _ranks(np.abs(attribution).sum(axis=1))
-            similar = [pearson(a, b) for a, b in zip(ranks, first.setdefault(name, ranks), strict=True)]
-            yield from (
-                Row(picture, name, label, score) for picture, score in zip(pictures, similar, strict=True)
-            )
+            for metric, maps in zip(RANDOMISATION, (attribution, np.abs(attribution)), strict=True):
+                ranks = _ranks(maps.sum(axis=1))
+                trained = first.setdefault((name, metric), ranks)
+                for picture, ours, theirs in zip(pictures, ranks, trained, strict=True):
+                    yield Row(picture, name, f"{metric}:{label}", pearson(ours, theirs))
 
 
 def _stages(module: nn.Module) -> list[list[str]]:

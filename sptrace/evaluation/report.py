@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from sptrace.errors import SptraceError
-from sptrace.evaluation import METRICS
+from sptrace.evaluation import METRICS, RANDOMISATION
 from sptrace.evaluation.methods import Method
 from sptrace.evaluation.rows import Row
 from sptrace.evaluation.run import MOSAICS
@@ -59,8 +59,13 @@ def write(
     if metrics:
         pictures.append(("metrics.png", "Means and their 95 % intervals"))
         _plot_metrics(output / "metrics.png", estimates, metrics, methods)
-    if any(metric.startswith("randomisation:") for metric, _ in scores):
-        pictures.append(("randomisation.png", "Similarity to the trained network's explanation"))
+    if any(metric.startswith(RANDOMISATION) for metric, _ in scores):
+        pictures.append(
+            (
+                "randomisation.png",
+                "Similarity to the trained network's explanation, and of absolute attributions",
+            )
+        )
         _plot_randomisation(output / "randomisation.png", estimates, methods)
     if grid is not None:
         pictures.append(("grid.png", "Red speaks for the predicted class, blue against it"))
@@ -186,20 +191,22 @@ def _plot_randomisation(
     path: Path, estimates: dict[tuple[str, str], Estimate], methods: Sequence[str]
 ) -> None:
     pyplot = _pyplot()
-    stages = sorted({metric for metric, _ in estimates if metric.startswith("randomisation:")})
-    names = [stage.partition(" ")[2] for stage in stages]
-    figure, axis = pyplot.subplots(figsize=(8, 4))
-    for method in methods:
-        found = [estimates.get((stage, method)) for stage in stages]
-        if all(one is not None for one in found):
-            axis.plot([one.mean for one in found if one], "o-", label=method, markersize=4)
-    axis.axhline(0, color="#9aa5b1", linewidth=1)
-    axis.set_xticks(range(len(stages)), names, rotation=35, ha="right", fontsize=8)
-    axis.set_xlabel("shuffled from the last layer down to", fontsize=9)
-    axis.set_ylabel("rank correlation", fontsize=9)
-    axis.legend(fontsize=8, frameon=False)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    figure, axes = pyplot.subplots(1, len(RANDOMISATION), figsize=(12, 4), sharey=True)
+    for axis, kind in zip(axes, RANDOMISATION, strict=True):
+        stages = sorted({metric for metric, _ in estimates if metric.startswith(f"{kind}:")})
+        names = [stage.rpartition(" ")[2] for stage in stages]
+        for method in methods:
+            found = [estimates.get((stage, method)) for stage in stages]
+            if all(one is not None for one in found):
+                axis.plot([one.mean for one in found if one], "o-", label=method, markersize=4)
+        axis.axhline(0, color="#9aa5b1", linewidth=1)
+        axis.set_title("absolute attributions" if kind != RANDOMISATION[0] else "attributions", fontsize=9)
+        axis.set_xticks(range(len(stages)), names, rotation=35, ha="right", fontsize=8)
+        axis.set_xlabel("shuffled from the last layer down to", fontsize=9)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    axes[0].set_ylabel("rank correlation", fontsize=9)
+    axes[0].legend(fontsize=8, frameon=False)
     _save(figure, path)
 
 
