@@ -47,7 +47,7 @@ def canonicalize_synonyms(module: fx.GraphModule) -> int:
     3. narrow(x, dim, start, length)                         ->  slice(x, dim, start, start + length)
     4. movedim(x, from, to), numpy_T(x)                      ->  permute(x, the order of the dimensions)
     5. mT(x)                                                 ->  transpose(x, -2, -1)
-    6. copy(x, y)                                            ->  expand(y, the shape of x), in the dtype of x
+    6. copy(x, y), fill(x, y)                                ->  expand(y, the shape of x), in the dtype of x
     7. bitwise_and(x, y) of booleans, or, not                ->  logical_and(x, y), logical_or, logical_not
     """
     builder = GraphBuilder(module)
@@ -108,6 +108,7 @@ def _permute(builder: GraphBuilder, x: fx.Node, order: Sequence[int]) -> fx.Node
 REWRITES: dict[Target, Callable[..., fx.Node]] = {
     aten.expand_as.default: _expand_as,
     aten.copy.default: _copy,
+    aten.fill.Tensor: _copy,
     aten.narrow.default: _narrow,
     aten.movedim.int: _movedim,
     aten.numpy_T.default: _reversed,

@@ -28,6 +28,7 @@ from sptrace.passes.canonicalize_synonyms import LOGICAL, REWRITES, SYNONYMS
         (lambda self, x: torch.swapdims(x, 2, 3), "transpose.int"),
         (lambda self, x: x[:, :1].expand_as(x), "expand.default"),
         (lambda self, x: self.constant[None].expand_as(x) + x, "expand.default"),
+        (lambda self, x: x * torch.fill(x, self.constant.sum()), "expand.default"),
         (lambda self, x: x.narrow(2, 3, 4), "slice.Tensor"),
         (lambda self, x: x.narrow(-1, -5, 2), "slice.Tensor"),
         (lambda self, x: x.narrow(-1, -2, 2), "slice.Tensor"),

@@ -229,6 +229,7 @@ def assigned(x: Tensor) -> Tensor:
     y[:, 1, 2:] = x[:, 0, :2] * 3
     y[:, :, :, 1] = 4
     y[:, 0, 0].fill_(5)
+    y[:, 1, 0].fill_(torch.tensor(6))
     y[:, 2] += x[:, 1]
     return y
 
