@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,6 +44,8 @@ CHEAP = 5
 """Runs of the network that an explanation may take to be checked so: the others are means of those."""
 SHOWN = 6
 """Pictures of the grid."""
+LINE_EVERY = 60
+"""Seconds between two lines of progress where no bar can be drawn: in a file, in a log."""
 
 
 def evaluate(
@@ -286,7 +289,7 @@ def _randomised(
                 pictures.images[chosen],
                 pictures.names[chosen],
                 seed,
-                lambda doing: show(doing, 0, 1),
+                show,
             )
         )
         rows.append(path, new)
@@ -312,6 +315,16 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=None)
-        yield lambda doing, done, total: progress.update(task, description=doing, completed=done, total=total)
+        next_line = monotonic()
+
+        def show(doing: str, done: int, total: int) -> None:
+            nonlocal next_line
+            progress.update(task, description=doing, completed=done, total=total)
+            if not console.is_terminal and monotonic() >= next_line:
+                next_line = monotonic() + LINE_EVERY
+                console.print(progress.get_renderable())
+
+        yield show

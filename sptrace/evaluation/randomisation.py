@@ -33,7 +33,7 @@ def randomisation(
     images: NDArray[np.float32],
     pictures: Sequence[str],
     seed: int,
-    progress: Callable[[str], None] = lambda doing: None,
+    progress: Callable[[str, int, int], None] = lambda doing, done, total: None,
 ) -> Iterator[Row]:
     """Rows with the metric ``randomisation:KK PATH``: KK parts, the last of them PATH, have shuffled weights.
 
@@ -47,7 +47,7 @@ def randomisation(
         images: float32 [N, 3, H, W] in [-1, 1].
         pictures: their names.
         seed: of the shuffling.
-        progress: called with a few words.
+        progress: called before every explanation with a few words, how many were made, and how many will be.
     """
     module = copy.deepcopy(network.module)
     changed = replace(network, module=module)
@@ -61,12 +61,13 @@ def randomisation(
         targets = changed_program("gradient")(images_, torch.full((len(images),), -1))[1].argmax(1)
     generator = torch.Generator().manual_seed(seed)
     first: dict[tuple[str, str], NDArray[np.float64]] = {}
-    for number, stage in enumerate([[], *_stages(module)]):
+    stages = [[], *_stages(module)]
+    for number, stage in enumerate(stages):
         for path in stage:
             _shuffle(module.get_submodule(path), generator)
         label = f"{number:02} {stage[-1] if stage else 'trained'}"
-        for name in names:
-            progress(f"{name}, randomisation {label}")
+        for index, name in enumerate(names):
+            progress(f"{name}, randomisation {label}", number * len(names) + index, len(stages) * len(names))
             with torch.no_grad():
                 attribution = changed_program(name)(images_, targets)[0].numpy()
             for metric, maps in zip(RANDOMISATION, (attribution, np.abs(attribution)), strict=True):

@@ -162,6 +162,7 @@ def test_artifacts_are_evaluated(sptrace_: Any, artifact: Path, photographs: Pat
         scores.setdefault(row.method, []).append(row.score)
     assert scores["soft"] == scores["other"]
     assert "name" in (tmp_path / "report" / "report.md").read_text() or output
+    assert " 0/" in errors, "no line of progress, and nobody looks at a terminal"
 
 
 def test_what_was_cut_off_is_done_again(artifact: Path, arrays: Path, tmp_path: Path) -> None:
