@@ -46,6 +46,7 @@ SHOWN = 6
 """Pictures of the grid."""
 LINE_EVERY = 60
 """Seconds between two lines of progress where no bar can be drawn: in a file, in a log."""
+LINE_WIDTH = 120
 
 
 def evaluate(
@@ -316,6 +317,8 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = LINE_WIDTH
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=None)
         next_line = monotonic()

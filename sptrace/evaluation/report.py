@@ -170,13 +170,17 @@ def _plot_metrics(
     for metric, axis in zip(metrics, axes.flat, strict=False):
         better = "more is better" if METRICS[metric] > 0 else "less is better"
         axis.set_title(f"{metric.replace('_', ' ')} ({better})", fontsize=9)
-        for place, method in enumerate(methods):
-            if (metric, method) in estimates:
-                one = estimates[metric, method]
-                axis.plot(
-                    [one.low, one.high], [place, place], color="#9aa5b1", linewidth=3, solid_capstyle="round"
-                )
-                axis.plot(one.mean, place, "o", color="#1f4e79", markersize=5)
+        found = {
+            place: estimates[metric, method]
+            for place, method in enumerate(methods)
+            if (metric, method) in estimates
+        }
+        for place, one in found.items():
+            axis.plot(
+                [one.low, one.high], [place, place], color="#9aa5b1", linewidth=3, solid_capstyle="round"
+            )
+            axis.plot(one.mean, place, "o", color="#1f4e79", markersize=5)
+        _scale(axis, [bound for one in found.values() for bound in (one.low, one.high)])
         axis.set_yticks(range(len(methods)), methods, fontsize=8)
         axis.set_ylim(len(methods) - 0.5, -0.5)
         axis.tick_params(axis="x", labelsize=8)
@@ -185,6 +189,19 @@ def _plot_metrics(
         for side in ("top", "right", "left"):
             axis.spines[side].set_visible(False)
     _save(figure, path)
+
+
+def _scale(axis: Any, bounds: Sequence[float]) -> None:
+    """Logarithmic where the numbers are of several sizes, and no more ticks than there is room for."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    if min(bounds, default=0) > 0 and max(bounds) > 10 * min(bounds):
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter("{x:g}")
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def _plot_randomisation(
@@ -227,9 +244,10 @@ DEFINITIONS = {
     "monotonicity_correlation": "Monotonicity correlation: as in Quantus, 48 steps, "
     f"{MONOTONICITY_DRAWS} draws a step in place of 100.",
     "max_sensitivity": f"Max sensitivity: Quantus's own, {SENSITIVITY_DRAWS} draws of noise within 0.02.",
-    "random_logit": "Random logit: Quantus's own, with Pearson's correlation.",
+    "random_logit": "Random logit: Quantus's own, with Pearson's correlation. An explanation that is 0 everywhere "
+    "correlates with nothing and is left out.",
     "other_picture": "Other picture: Pearson's correlation with the next picture's attribution for the same class; "
-    "near 0 where an explanation depends on the picture.",
+    "near 0 where an explanation depends on the picture. What is 0 everywhere is left out.",
     "insertion": "Insertion and deletion: area under the class's probability in 32 steps, into a blurred picture and "
     "to mid-grey.",
     "focus": "Focus: the share of the positive input times attribution on the two tiles of the class, in "
