@@ -47,6 +47,7 @@ SHOWN = 6
 LINE_EVERY = 60
 """Seconds between two lines of progress where no bar can be drawn: in a file, in a log."""
 LINE_WIDTH = 120
+"""Characters of such a line."""
 
 
 def evaluate(

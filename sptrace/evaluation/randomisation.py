@@ -62,12 +62,13 @@ def randomisation(
     generator = torch.Generator().manual_seed(seed)
     first: dict[tuple[str, str], NDArray[np.float64]] = {}
     stages = [[], *_stages(module)]
+    total = len(stages) * len(names)
     for number, stage in enumerate(stages):
         for path in stage:
             _shuffle(module.get_submodule(path), generator)
         label = f"{number:02} {stage[-1] if stage else 'trained'}"
         for index, name in enumerate(names):
-            progress(f"{name}, randomisation {label}", number * len(names) + index, len(stages) * len(names))
+            progress(f"{name}, randomisation {label}", number * len(names) + index, total)
             with torch.no_grad():
                 attribution = changed_program(name)(images_, targets)[0].numpy()
             for metric, maps in zip(RANDOMISATION, (attribution, np.abs(attribution)), strict=True):
@@ -75,6 +76,7 @@ def randomisation(
                 trained = first.setdefault((name, metric), ranks)
                 for picture, ours, theirs in zip(pictures, ranks, trained, strict=True):
                     yield Row(picture, name, f"{metric}:{label}", pearson(ours, theirs))
+    progress("done", total, total)
 
 
 def _stages(module: nn.Module) -> list[list[str]]:

@@ -195,7 +195,8 @@ def _scale(axis: Any, bounds: Sequence[float]) -> None:
     """Logarithmic where the numbers are of several sizes, and no more ticks than there is room for."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    if min(bounds, default=0) > 0 and max(bounds) > 10 * min(bounds):
+    low, high = min(bounds, default=0), max(bounds, default=0)
+    if high > 10 * low > 0:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_minor_locator(NullLocator())

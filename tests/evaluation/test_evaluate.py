@@ -21,7 +21,7 @@ import sptrace
 from sptrace.artifact import Preprocessing
 from sptrace.cli import main
 from sptrace.errors import SptraceError
-from sptrace.evaluation import METRICS, RANDOMISATION, data, rows, run
+from sptrace.evaluation import METRICS, RANDOMISATION, data, report, rows, run
 from sptrace.evaluation.methods import Method, of_artifact, of_captum
 from sptrace.evaluation.predictor import Predictor
 from sptrace.evaluation.randomisation import randomisation
@@ -276,6 +276,23 @@ def test_differences_are_taken_picture_by_picture() -> None:
     }
     found = difference(scores, "infidelity", "soft_pullback")
     assert (found.mean, found.low, found.high, found.count) == (-1, -1, -1, 2)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "scale"),
+    [
+        ([2.0, 85.0], "log"),
+        ([2.0, 3.0], "linear"),
+        ([0.0, 85.0], "linear"),
+        ([-0.1, 0.4], "linear"),
+        ([], "linear"),
+    ],
+)
+def test_plots_of_numbers_of_several_sizes_are_logarithmic(bounds: list[float], scale: str) -> None:
+    axis = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    axis.plot(bounds, bounds)
+    report._scale(axis, bounds)
+    assert axis.get_xscale() == scale
 
 
 @pytest.mark.slow
