@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sptrace.binding import BoundExplainer
-from sptrace.errors import SptraceError, UnsupportedError, VerificationError
+from sptrace.errors import SptraceError, SptraceWarning, UnsupportedError, VerificationError
 from sptrace.runtime import Explainer, Explanation, load
 from sptrace.softening import Softening
 from sptrace.version import __version__
@@ -28,6 +28,7 @@ __all__ = [
     "Program",
     "Softening",
     "SptraceError",
+    "SptraceWarning",
     "UnsupportedError",
     "VerificationError",
     "__version__",

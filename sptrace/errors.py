@@ -1,4 +1,4 @@
-"""Errors that a user can mend; the command line prints them as one line and exits with status 2."""
+"""Errors that a user can mend; the command line prints them as one line and exits with status 2. And warnings."""
 
 
 class SptraceError(Exception):
@@ -11,3 +11,7 @@ class UnsupportedError(SptraceError):
 
 class VerificationError(SptraceError):
     """The emitted program disagrees with its reference; nothing has been saved."""
+
+
+class SptraceWarning(UserWarning):
+    """What was asked for is done, but the user should know this about it; the command line prints it as one line."""

@@ -15,6 +15,7 @@ PUBLIC = {
     "Program",
     "Softening",
     "SptraceError",
+    "SptraceWarning",
     "UnsupportedError",
     "VerificationError",
     "__version__",
@@ -47,6 +48,10 @@ def test_every_name_is_there_and_documented(name: str) -> None:
 def test_errors_have_one_root() -> None:
     assert issubclass(sptrace.UnsupportedError, sptrace.SptraceError)
     assert issubclass(sptrace.VerificationError, sptrace.SptraceError)
+
+
+def test_warnings_are_of_the_kind_that_python_shows_to_users() -> None:
+    assert issubclass(sptrace.SptraceWarning, UserWarning)
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:

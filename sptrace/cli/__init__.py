@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from sptrace.cli import bench, compile, coverage, demo, evaluate, explain, inspect, package, programs, web
+from sptrace.cli.messages import say, warnings_as_lines
 from sptrace.errors import SptraceError
 
 app = typer.Typer(
@@ -35,10 +34,11 @@ UsageError: type[Any] = typer.BadParameter.__bases__[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; a user's mistake becomes one line on standard error and exit status 2."""
+    """Run the command line; a user's mistake is one line on standard error and exit status 2, a warning one line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        sys.exit(app(args=arguments or ["--help"], prog_name="sptrace", standalone_mode=False))
+        with warnings_as_lines():
+            sys.exit(app(args=arguments or ["--help"], prog_name="sptrace", standalone_mode=False))
     except SptraceError as error:
         _fail(str(error))
     except UsageError as error:
@@ -48,7 +48,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    """Print one line and exit. It is no rich markup: square brackets in it are meant."""
-    line = Text.assemble(("error: ", "bold red"), " ".join(message.split()))
-    Console(stderr=True, soft_wrap=True, highlight=False).print(line)
+    say("error", message, "bold red")
     sys.exit(2)
