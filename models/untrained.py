@@ -16,20 +16,24 @@ from torch import Tensor, nn
 
 from sptrace.errors import SptraceError
 
-SOURCES = ("torchvision", "timm", "transformers")
+SOURCES = ("torchvision", "timm", "transformers", "smp")
 
-# Hugging Face's names: the class of the classifier and of its configuration, without their common suffixes.
-TRANSFORMERS = {
-    "vit": "ViT",
-    "deit": "DeiT",
-    "swin": "Swin",
-    "convnext": "ConvNext",
-    "beit": "Beit",
-    "dinov2": "Dinov2",
-    "resnet": "ResNet",
-    "mobilenet_v2": "MobileNetV2",
-    "segformer": "Segformer",
-    "pvt": "Pvt",
+# Classifiers of transformers that take no picture [N, 3, H, W]: tokens, or a text beside it.
+_NO_PICTURES = ("ImageGPTForImageClassification", "ShieldGemma2ForImageClassification")
+
+# Where a configuration's defaults build no network, or one that is larger than any that is used.
+_PERCEIVER = {"num_cross_attention_heads": 1, "d_latents": 256, "num_latents": 64, "num_blocks": 2}
+_CONFIGURED: dict[str, dict[str, Any]] = {
+    "EfficientNetForImageClassification": {
+        "image_size": 224,
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+        "hidden_dim": 1280,
+    },
+    "PerceiverForImageClassificationLearned": _PERCEIVER,
+    "PerceiverForImageClassificationFourier": {**_PERCEIVER, "image_size": 224},
+    "PerceiverForImageClassificationConvProcessing": {**_PERCEIVER, "image_size": 224},
+    "TextNetForImageClassification": {"image_size": 224},
 }
 _SMALL = (
     "test",
@@ -51,7 +55,10 @@ _SMALL = (
 
 
 def names(source: str) -> list[str]:
-    """The architectures of a source: all classifiers of torchvision, one of every module of timm, ours of transformers.
+    """The architectures of a source.
+
+    All classifiers of torchvision; one of every module of timm; all image classifiers of transformers; one encoder of
+    every family of segmentation_models_pytorch ("smp").
 
     Raises:
         SptraceError: there is no such source, or its library is not installed.
@@ -69,9 +76,14 @@ def names(source: str) -> list[str]:
             return sorted(
                 {_smallest(timm.list_models(module=module)) for module in timm.list_modules()} - {""}
             )
-        import transformers
+        if source == "smp":
+            from segmentation_models_pytorch.encoders import get_encoder_names
 
-        return [name for name in TRANSFORMERS if hasattr(transformers, f"{TRANSFORMERS[name]}Config")]
+            families: dict[str, list[str]] = {}
+            for name in get_encoder_names():
+                families.setdefault(re.sub(r"([-_][a-z])?\d.*", "", name), []).append(name)
+            return sorted(map(_smallest, families.values()))
+        return sorted(_transformers_classes())
     except ModuleNotFoundError as error:
         raise SptraceError(f"the package {error.name} is not installed: pip install {error.name}") from error
 
@@ -180,16 +192,51 @@ def _timm(name: str) -> tuple[nn.Module, int]:
     return module, int(module.default_cfg["input_size"][-1])
 
 
+def _transformers_classes() -> dict[str, str]:
+    """The class of each image classifier of transformers -> the type of its configuration."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+    return {
+        name: kind
+        for kind, classes in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.items()
+        for name in ([classes] if isinstance(classes, str) else classes)
+        if name not in _NO_PICTURES
+    }
+
+
 def _transformers(name: str) -> tuple[nn.Module, int]:
     import transformers
 
-    configuration = getattr(transformers, f"{TRANSFORMERS[name]}Config")()
-    network = getattr(transformers, f"{TRANSFORMERS[name]}ForImageClassification")(configuration)
-    return network, int(getattr(configuration, "image_size", 224) or 224)
+    kind = _transformers_classes()[name]
+    configuration = transformers.AutoConfig.for_model(kind, num_labels=10, **_CONFIGURED.get(name, {}))
+    of_pictures = getattr(configuration, "vision_config", configuration)
+    size = getattr(of_pictures, "image_size", None) or 224
+    return getattr(transformers, name)(configuration), int(size if isinstance(size, int) else size[0])
+
+
+class _Encoded(nn.Module):
+    """An encoder's last features [N, C, h, w], averaged and classified."""
+
+    def __init__(self, encoder: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(channels, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(image)[-1].mean((2, 3)))
+        return logits
+
+
+def _smp(name: str) -> tuple[nn.Module, int]:
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    encoder = get_encoder(name, weights=None)
+    return _Encoded(encoder, encoder.out_channels[-1]), 224
 
 
 _BUILDERS: dict[str, Callable[[str], tuple[nn.Module, int]]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "transformers": _transformers,
+    "smp": _smp,
 }

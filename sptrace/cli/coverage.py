@@ -21,7 +21,18 @@ from sptrace.cli.coverage_table import markdown
 from sptrace.errors import SptraceError
 from sptrace.files import replacing, require_writable
 
-COLUMNS = ("source", "network", "compiled", "error", "seconds", "nodes", "megabytes", "why")
+COLUMNS = (
+    "source",
+    "network",
+    "compiled",
+    "error",
+    "gradient",
+    "autograd",
+    "seconds",
+    "nodes",
+    "megabytes",
+    "why",
+)
 
 Work = Callable[..., dict[str, str]]
 
@@ -33,7 +44,7 @@ def coverage(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The .csv file; a sweep goes on where it stopped.")
     ],
-    source: Annotated[str, typer.Option(help="torchvision, timm or transformers.")] = "torchvision",
+    source: Annotated[str, typer.Option(help="torchvision, timm, transformers or smp.")] = "torchvision",
     match: Annotated[str, typer.Option(help="Only networks whose name contains this.")] = "",
     program: Annotated[str, typer.Option(help="The program to compile.")] = "soft_pullback",
     page: Annotated[
@@ -133,29 +144,38 @@ def _answer(sender: Connection, work: Work, arguments: tuple[object, ...]) -> No
 
 
 def _measure(source: str, name: str, program: str, threads: int) -> dict[str, str]:
-    """Compile a network, which verifies it; the time does not include its own construction."""
+    """Compile a network, which verifies it, and hold its gradient to float64 autograd.
+
+    The time is that of the first, without the network's own construction.
+    """
     import torch
 
     from sptrace.artifact import Preprocessing
-    from sptrace.compiler import compile, example_image
+    from sptrace.compiler import compile_network, example_image
     from sptrace.emission import saving
+    from sptrace.models.network import Network
     from sptrace.models.untrained import build
+    from sptrace.softening import Softening
+    from sptrace.verification.autograd import distances
 
     torch.set_num_threads(threads)
     module, size = build(source, name)
-    example = example_image(Preprocessing(size=(size, size)))
+    preprocessing = Preprocessing(size=(size, size), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    example = example_image(preprocessing)
+    network = Network(module, name, preprocessing, labels=None, weights="random")
     start = time.perf_counter()
-    compiled = compile(
-        module, example, program=program, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-    )
+    compiled = compile_network(network, example, program=program, softening=Softening())
     seconds = time.perf_counter() - start
     verification = compiled.description.verification
     assert verification is not None
     error = max(
         max(batch.attribution_to_module, batch.attribution_to_eager) for batch in verification.batches
     )
+    far = distances(network, example)
     return {
         "error": f"{error:.1e}",
+        "gradient": f"{far.program:.1e}",
+        "autograd": f"{far.autograd:.1e}",
         "seconds": f"{seconds:.1f}",
         "nodes": str(len(compiled.module.graph.nodes)),
         "megabytes": f"{saving.weights_size(compiled.model) / 1e6:.1f}",

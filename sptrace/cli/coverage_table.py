@@ -9,19 +9,32 @@ from importlib import metadata
 
 Row = Mapping[str, str]
 
-PACKAGES = ("sptrace", "torch", "onnxruntime", "torchvision", "timm", "transformers")
+PACKAGES = (
+    "sptrace",
+    "torch",
+    "onnxruntime",
+    "torchvision",
+    "timm",
+    "transformers",
+    "segmentation_models_pytorch",
+)
 
 INTRODUCTION = """\
 # Coverage
 
-Which architectures compile: the classifiers of torchvision, one architecture of every module of timm, and the image
-classifiers of transformers that `sptrace.models.untrained` lists. Each is compiled with random weights at its own size
-of pictures, program `{program}`, and verified as every compile is: the ONNX file in onnxruntime against its torch.fx
-graph and against the eager reference, at two batch sizes.
+Which architectures compile: the classifiers of torchvision, one architecture of every module of timm, the image
+classifiers of transformers, and an encoder of every family of segmentation_models_pytorch (smp) with a linear head.
+Each is compiled with random weights at its own size of pictures, program `{program}`, and verified as every compile is:
+the ONNX file in onnxruntime against its torch.fx graph and against the eager reference, at two batch sizes.
 
 *Error*: the largest difference of the attributions from either, as a share of the largest value; more than 1e-4 is a
-failure. *Seconds*: capturing, pulling back, writing and verifying, on {cores} cores that had other work too. *Nodes*:
-of the torch.fx graph, network and pullback together.
+failure, but for what a maximum or a hard gate explains that float32 cannot decide
+([Verification](usage.md#verification)).
+*Gradient*: program `gradient` in onnxruntime against float64 autograd of the original network, on two pictures that the
+compiler has not seen; the larger ||difference|| / ||gradient||. *PyTorch*: the same of PyTorch's own autograd in
+float32; where gates lie closer to their threshold than float32 resolves, neither can be nearer. *Seconds*: capturing,
+pulling back, writing and verifying, on {cores} cores that had other work too. *Nodes*: of the torch.fx graph, network
+and pullback together.
 
 {date}; {versions}. Made by
 
@@ -67,17 +80,23 @@ def _versions() -> list[str]:
 
 def _totals(rows: Sequence[Row], known: Mapping[str, int]) -> str:
     lines = [
-        "| source | networks | tried | compiled | largest error | slowest |",
-        "|---|---|---|---|---|---|",
+        "| source | networks | tried | compiled | largest error | farthest gradient | slowest |",
+        "|---|---|---|---|---|---|---|",
     ]
     for source in sorted({row["source"] for row in rows}):
         ours = [row for row in rows if row["source"] == source]
         compiled = [row for row in ours if row["compiled"] == "yes"]
         worst = max((row["error"] for row in compiled), key=float, default="-")
+        farthest = max(compiled, key=lambda row: float(row["gradient"] or 0), default=None)
+        far = (
+            "-"
+            if farthest is None
+            else f"{farthest['network']}, {farthest['gradient']} (PyTorch {farthest['autograd']})"
+        )
         slowest = max(compiled, key=lambda row: float(row["seconds"]), default=None)
         slow = "-" if slowest is None else f"{slowest['network']}, {slowest['seconds']} s"
         share = f"{len(compiled)} ({100 * len(compiled) / len(ours):.1f} %)"
-        lines.append(f"| {source} | {known[source]} | {len(ours)} | {share} | {worst} | {slow} |")
+        lines.append(f"| {source} | {known[source]} | {len(ours)} | {share} | {worst} | {far} | {slow} |")
     return "\n".join([*lines, ""])
 
 
@@ -88,11 +107,11 @@ def _chapter(source: str, rows: Sequence[Row]) -> str:
         lines += ["What does not compile:", "", "| network | why |", "|---|---|"]
         lines += [f"| {row['network']} | {_reason(row['why'])} |" for row in failed]
         lines.append("")
-    lines += ["| network | compiled | error | seconds | nodes | MB |", "|---|---|---|---|---|---|"]
+    titles = ("network", "compiled", "error", "gradient", "PyTorch", "seconds", "nodes", "MB")
+    lines += [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    columns = ("network", "compiled", "error", "gradient", "autograd", "seconds", "nodes", "megabytes")
     for row in rows:
-        cells = [
-            row[column] or "-" for column in ("network", "compiled", "error", "seconds", "nodes", "megabytes")
-        ]
+        cells = [row[column] or "-" for column in columns]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

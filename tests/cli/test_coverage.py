@@ -30,6 +30,8 @@ def test_a_sweep_and_its_continuation(tmp_path: Path, monkeypatch: pytest.Monkey
     first = rows(table)["squeezenet1_1"]
     assert first["compiled"] == "yes"
     assert 0 < float(first["error"]) < 1e-5
+    assert 0 < float(first["gradient"]) < 1e-4
+    assert 0 < float(first["autograd"]) < 1e-4
     assert float(first["seconds"]) > 0
     assert int(first["nodes"]) > 100
     assert 4 < float(first["megabytes"]) < 6

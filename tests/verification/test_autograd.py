@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sptrace import compiler
+from sptrace.artifact import Preprocessing
+from sptrace.compiler import example_image
+from sptrace.models.network import Network
+from sptrace.verification.autograd import distances
+
+PREPROCESSING = Preprocessing(
+    size=(16, 16), input_range=(0.0, 255.0), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
+)
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(392, 5))
+    return Network(layers.eval(), "small", PREPROCESSING, None, "random")
+
+
+def test_a_right_gradient_is_as_near_as_pytorch_is() -> None:
+    far = distances(network(), example_image(PREPROCESSING))
+    assert 0 < far.program < 1e-5
+    assert 0 < far.autograd < 1e-5
+
+
+@pytest.mark.parametrize("factor", [1.01, -1.0])
+def test_a_wrong_gradient_is_told(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program is compiled from another last layer."""
+    right = compiler.program_of
+
+    def wrong(given: Network, *arguments: object) -> torch.fx.GraphModule:
+        layers = given.module
+        broken = nn.Sequential(*layers[:-1], nn.Linear(392, 5))
+        with torch.no_grad():
+            broken[-1].weight.copy_(factor * layers[-1].weight)
+        return right(Network(broken.eval(), "broken", PREPROCESSING, None, "random"), *arguments)
+
+    monkeypatch.setattr(compiler, "program_of", wrong)
+    far = distances(network(), example_image(PREPROCESSING))
+    assert far.program == pytest.approx(abs(factor - 1), rel=1e-3)
+    assert far.autograd < 1e-5
