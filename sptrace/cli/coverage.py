@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from sptrace import installing
 from sptrace.cli.coverage_table import markdown
 from sptrace.errors import SptraceError
 from sptrace.files import replacing, require_writable
@@ -62,7 +63,7 @@ def coverage(
     try:
         from sptrace.models import untrained
     except ModuleNotFoundError as error:
-        raise SptraceError(f"compiling needs {error.name}: pip install 'sptrace[compile]'") from error
+        raise SptraceError(f"compiling needs {error.name}: {installing.command('compile')}") from error
     rows = _read(output)
     done = {(row["source"], row["network"]) for row in rows}
     names = [name for name in untrained.names(source) if match in name]

@@ -10,6 +10,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+from sptrace import installing
 from sptrace.cli.compile import compile_
 from sptrace.cli.explain import explain
 from sptrace.errors import SptraceError
@@ -27,7 +28,7 @@ def demo(
     try:
         from skimage import data
     except ModuleNotFoundError as error:
-        raise SptraceError(f"the demo needs {error.name}: pip install 'sptrace[demo]'") from error
+        raise SptraceError(f"the demo needs {error.name}: {installing.command('demo')}") from error
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sptrace import evaluation, models
+from sptrace import evaluation, installing, models
 from sptrace.artifact import METADATA_KEY, Description, Preprocessing
 from sptrace.bench.machine import cores
 from sptrace.cli.normalisation import Normalisation
@@ -105,7 +105,7 @@ def evaluate(
         from sptrace.evaluation.run import evaluate as run
         from sptrace.models.libraries import fingerprint
     except ModuleNotFoundError as error:
-        raise SptraceError(f"evaluating needs {error.name}: pip install 'sptrace[evaluate]'") from error
+        raise SptraceError(f"evaluating needs {error.name}: {installing.command('evaluate')}") from error
     with Console(stderr=True).status("loading") as status:
         network = None if name is None else normalisation.of(models.resolve(name, weights=weights, size=size))
         given = [_of_artifact(path) for path in artifacts]

@@ -126,7 +126,7 @@ def of_captum(network: Network, name: str) -> Method:
     try:
         import captum.attr
     except ModuleNotFoundError as error:
-        raise SptraceError("captum is not installed: pip install 'sptrace[evaluate]'") from error
+        raise SptraceError("captum is not installed: pip install captum") from error
     import torch
 
     model = _normalised(network)

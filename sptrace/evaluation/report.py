@@ -145,7 +145,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ModuleNotFoundError as error:
-        raise SptraceError("plots need matplotlib: pip install 'sptrace[evaluate]'") from error
+        raise SptraceError("plots need matplotlib: pip install matplotlib") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -66,7 +66,7 @@ def _metric(name: str, **settings: Any) -> Any:
         import quantus
     except ImportError as error:
         raise SptraceError(
-            f"quantus cannot be imported ({error}): pip install 'sptrace[evaluate]', and where libGL is missing "
+            f"quantus cannot be imported ({error}): pip install quantus, and where libGL is missing "
             "apt install libgl1; or leave its metrics out (--metrics)"
         ) from error
     return getattr(quantus, name)(disable_warnings=True, display_progressbar=False, **settings)

