@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from sptrace.artifact import METADATA_KEY, Description
 from sptrace.errors import SptraceError
+from sptrace.files import folder_replacing
 from sptrace.onnx_file import OnnxFile, Value, outline
 
 MAX_BATCH = 8
@@ -58,25 +58,17 @@ def write(
     folder = Path(repository) / name
     if folder.exists():
         raise SptraceError(f"{folder} exists already: remove it, or give another name with --name")
-    try:
-        Path(repository).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=repository, prefix=".") as temporary:
-            model = Path(temporary) / "model"
-            (model / "1").mkdir(parents=True)
-            shutil.copyfile(artifact, model / "1" / "model.onnx")
-            weights = artifact.with_name(
-                f"{artifact.name}.data"
-            )  # of more than fits into the file, beside it
-            if weights.exists():
-                shutil.copyfile(weights, model / "1" / weights.name)
-            if description.labels:
-                labels = "".join(f"{label}\n" for label in description.labels)
-                (model / "labels.txt").write_text(labels, encoding="utf-8")
-            config = _config(name, file, max_batch, bool(description.labels))
-            (model / "config.pbtxt").write_text(config, encoding="utf-8")
-            model.rename(folder)
-    except OSError as error:
-        raise SptraceError(f"cannot write {folder}: {error.strerror}; name another folder") from error
+    with folder_replacing(folder) as model:
+        (model / "1").mkdir()
+        shutil.copyfile(artifact, model / "1" / "model.onnx")
+        weights = artifact.with_name(f"{artifact.name}.data")  # of more than fits into the file, beside it
+        if weights.exists():
+            shutil.copyfile(weights, model / "1" / weights.name)
+        if description.labels:
+            labels = "".join(f"{label}\n" for label in description.labels)
+            (model / "labels.txt").write_text(labels, encoding="utf-8")
+        config = _config(name, file, max_batch, bool(description.labels))
+        (model / "config.pbtxt").write_text(config, encoding="utf-8")
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sptrace.errors import SptraceError
-from sptrace.files import replacing, require_writable
+from sptrace.files import folder_replacing, new_folders, replacing, require_writable
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -96,16 +96,24 @@ def unwritable(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "missing folder": (tmp_path / "nowhere" / "result", "does not exist"),
         "folder": (tmp_path, "is a folder"),
         "device": (Path(os.devnull), "not an ordinary file"),
-        "file as folder": (tmp_path / "file" / "result", "does not exist"),
+        "file as folder": (tmp_path / "file" / "result", "file is a file, no folder"),
+        "file as folder's folder": (tmp_path / "file" / "folder" / "result", "does not exist"),
+        "long name": (tmp_path / ("x" * 300), "File name too long"),
+        "long extension": (tmp_path / f"x.{'x' * 250}", "File name too long"),
+        "long path": (tmp_path / "/".join(["x" * 200] * 30), "File name too long|does not exist"),
+        "full device": (Path("/dev/full"), "not an ordinary file"),
+        "kernel's file system": (Path("/proc/result"), "cannot write"),
+        "NUL": (tmp_path / "a\0b", "null"),
     }
 
 
-@pytest.mark.parametrize("case", ["missing folder", "folder", "device", "file as folder"])
+@pytest.mark.parametrize("case", sorted(unwritable(Path())))
 def test_what_cannot_be_written_is_refused_at_once(tmp_path: Path, case: str) -> None:
     (tmp_path / "file").write_text("")
     path, message = unwritable(tmp_path)[case]
-    with pytest.raises(SptraceError, match=message):
+    with pytest.raises(SptraceError, match=message) as caught:
         require_writable(path)
+    assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(SptraceError, match=message), replacing(path):
         pytest.fail("the block must not run")
     assert os.listdir(tmp_path) == ["file"]
@@ -125,3 +133,66 @@ def test_no_permission_found_only_when_writing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Path, "touch", refuse)
     with pytest.raises(SptraceError, match="no permission"), replacing(tmp_path / "result"):
         pytest.fail("the block must not run")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    target = tmp_path / "sites" / "site"
+    with folder_replacing(target) as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "a").write_text("new")
+        assert not target.exists()
+    assert contents(tmp_path) == {"sites/site/inner/a": "new"}
+
+
+def test_a_folder_is_replaced_file_by_file(tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    (target / "inner").mkdir(parents=True)
+    (target / "inner" / "a").write_text("old")
+    (target / "mine").write_text("stays")
+    with folder_replacing(target) as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "a").write_text("new")
+        assert contents(target) == {"inner/a": "old", "mine": "stays"}
+    assert contents(tmp_path) == {"site/inner/a": "new", "site/mine": "stays"}
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_of_half_a_folder_nothing_stays(tmp_path: Path, failure: BaseException) -> None:
+    expected = SptraceError if isinstance(failure, OSError) else KeyboardInterrupt
+
+    def write() -> None:
+        with folder_replacing(tmp_path / "new" / "site") as temporary:
+            (temporary / "half").write_text("x")
+            raise failure
+
+    with pytest.raises(expected):
+        write()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "site"):
+        with pytest.raises(SptraceError, match="is a file"), folder_replacing(path):
+            pytest.fail("the block must not run")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_new_folders_go_where_nothing_came_into_them(tmp_path: Path) -> None:
+    def fail(name: str | None) -> None:
+        with new_folders(tmp_path / "a" / "b"):
+            if name is not None:
+                (tmp_path / name).write_text("result")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail(None)
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(KeyError):
+        fail("a/result")
+    assert contents(tmp_path) == {"a/result": "result"}
+    assert not (tmp_path / "a" / "b").exists()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 import typer
@@ -37,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on standard error and exit status 2, a warning one line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        with warnings_as_lines():
+        with _ending_on_sigterm(), warnings_as_lines():
             sys.exit(app(args=arguments or ["--help"], prog_name="sptrace", standalone_mode=False))
     except SptraceError as error:
         _fail(str(error))
@@ -45,6 +48,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error.format_message())
     except typer.Abort:
         sys.exit(130)
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Within this context a plain `kill` unwinds as Ctrl-C does, so that temporary files go with the process."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # signals belong to the main thread; in another one nothing changes
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str) -> NoReturn:

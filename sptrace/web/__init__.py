@@ -12,6 +12,7 @@ from typing import Any
 
 from sptrace.artifact import METADATA_KEY, Description
 from sptrace.errors import SptraceError
+from sptrace.files import folder_replacing
 from sptrace.onnx_file import outline, without_defaults
 from sptrace.programs import program_kind
 from sptrace.web import onnxruntime_web
@@ -34,17 +35,14 @@ def export(artifact: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
     """
     described, settings = _described(Path(artifact))
     runtime = onnxruntime_web.files()
-    target = Path(folder)
-    try:
-        (target / "ort").mkdir(parents=True, exist_ok=True)
+    with folder_replacing(folder) as target:
+        (target / "ort").mkdir()
         for path in PAGE.iterdir():
             shutil.copyfile(path, target / path.name)
         for name in onnxruntime_web.FILES:
             shutil.copyfile(runtime / name, target / "ort" / name)
         (target / "explainer.onnx").write_bytes(without_defaults(artifact, settings))
         (target / "explainer.json").write_text(json.dumps(described), encoding="utf-8")
-    except OSError as error:
-        raise SptraceError(f"cannot write {folder}: {error.strerror}; name another folder") from error
 
 
 def server(folder: str | os.PathLike[str], port: int) -> ThreadingHTTPServer:
