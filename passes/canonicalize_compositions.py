@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from sptrace import gates
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, parameter, shape, static_shape, value
 
@@ -22,17 +22,16 @@ def canonicalize_compositions(module: fx.GraphModule) -> int:
 
     1.  square(x), pow(x, 2), pow(x, 0.5)   ->  mul(x, x), sqrt(x)
     2.  addcmul(x, a, b), addcdiv, baddbmm  ->  x + a b, x + a / b, beta c + alpha a b
-    3.  linalg_vector_norm(x, 2, dims), norm  ->  sqrt(sum(x x)); of order 1: sum(abs(x))
+    3.  linalg_vector_norm(x, 2, dims), norm  ->  root(sum(x x), 2); of order 1: sum(abs(x))
     4.  var, std                            ->  the mean square of x - mean(x), and its root
-    5.  max(x, dim), whose values are read  ->  amax(x, dim)
+    5.  max(x, dim), whose values are read  ->  first_maximum(x, dim)
     6.  instance_norm(x) without statistics ->  group_norm(x, channels)
     7.  prelu(x, w)                         ->  _prelu_kernel(x, w with a size for every dimension of x)
     8.  softmax(x, dim, dtype)              ->  softmax(x, dim)
     9.  log_softmax, log_sigmoid            ->  x - m - log(sum(exp(x - m))), -softplus(-x)
     10. adaptive_avg_pool1d, avg_pool1d     ->  the same with a height of 1
     11. pixel_shuffle, pixel_unshuffle      ->  reshape and permute
-    12. clamp(x, low, high), bounds tensors ->  clamp by numbers where the bounds are constant numbers (an infinite one
-                                                bounds nothing), else minimum(maximum(x, low), high)
+    12. clamp(x, low, high), bounds tensors ->  minimum(maximum(x, low), high); an infinite number bounds nothing
     """
     builder = GraphBuilder(module)
     count = 0
@@ -103,7 +102,7 @@ def _vector_norm(
     if order not in (2, None):
         return None
     total = builder.call(aten.sum.dim_IntList, _square(builder, node, x), reduced, keepdim)
-    return builder.call(aten.sqrt.default, total)
+    return builder.call(gates.root, total, 2)
 
 
 def _variance(
@@ -129,7 +128,7 @@ def _variance(
 
 
 def _deviation(builder: GraphBuilder, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
-    return builder.call(aten.sqrt.default, _variance(builder, node, *args, **kwargs))
+    return builder.call(gates.root, _variance(builder, node, *args, **kwargs), 2)
 
 
 def _maximum(
@@ -138,7 +137,7 @@ def _maximum(
     """Both results are replaced at their readers, if these read only the values."""
     if any(user.args[1] != 0 for user in node.users):
         return None
-    largest = builder.call(aten.amax.default, x, [dim], keepdim)
+    largest = builder.call(gates.first_maximum, x, dim, keepdim)
     for user in list(node.users):
         builder.replace(user, largest)
     return largest
@@ -237,22 +236,27 @@ def _pixel_unshuffle(builder: GraphBuilder, node: fx.Node, x: fx.Node, factor: i
 def _clamp_by_tensors(
     builder: GraphBuilder, node: fx.Node, x: fx.Node, low: fx.Node | None = None, high: fx.Node | None = None
 ) -> fx.Node:
-    bounds = [_constant_number(builder, bound) for bound in (low, high)]
-    if None not in bounds:
-        numbers = [None if math.isinf(bound) else bound for bound in bounds if bound is not None]
-        return x if numbers == [None, None] else builder.call(aten.clamp.default, x, *numbers)
-    if low is not None:
-        x = builder.call(aten.maximum.default, x, low)
-    return x if high is None else builder.call(aten.minimum.default, x, high)
+    """Not clamp by numbers: on a bound that is a tensor PyTorch halves the cotangent, on a number it gives none."""
+    clamped = x
+    for bound, extremum in ((low, aten.maximum.default), (high, aten.minimum.default)):
+        if bound is not None and not _is_infinite(builder, bound):
+            clamped = builder.call(extremum, clamped, bound)
+    if low is None or high is None or _never_meet(builder, low, high):
+        return clamped
+    # Equal bounds are no tie of three: x has all on them, else the bound that x is beyond.
+    outside = builder.call(aten.where.self, builder.call(aten.lt.Tensor, x, high), low, high)
+    alone = builder.call(aten.where.self, builder.call(aten.eq.Tensor, x, high), x, outside)
+    return builder.call(aten.where.self, builder.call(aten.eq.Tensor, low, high), alone, clamped)
 
 
-def _constant_number(builder: GraphBuilder, bound: fx.Node | None) -> float | None:
-    """The number that a bound is, infinite for no bound; None if it is computed, or more than one number."""
-    if bound is None:
-        return math.inf
-    if bound.op != "get_attr" or value(bound).numel() != 1:
-        return None
-    return float(parameter(builder.module, bound))
+def _is_infinite(builder: GraphBuilder, bound: fx.Node) -> bool:
+    return bound.op == "get_attr" and bool(parameter(builder.module, bound).isinf().all())
+
+
+def _never_meet(builder: GraphBuilder, low: fx.Node, high: fx.Node) -> bool:
+    if low.op != "get_attr" or high.op != "get_attr":
+        return False
+    return bool((parameter(builder.module, low) != parameter(builder.module, high)).all())
 
 
 def _dims(x: fx.Node, dims: Dims) -> list[int]:

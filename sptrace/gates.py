@@ -12,6 +12,9 @@ from torch import Tensor
 
 from sptrace.softening import Temperature
 
+SOFTPLUS_IS_LINEAR = 16.0
+"""From here on float32 sees no difference between softplus(z) and z; a lower threshold makes it jump."""
+
 
 def relu(z: Tensor, *, rule: str, tau: Temperature) -> Tensor:
     """max(z, 0)."""
@@ -105,6 +108,19 @@ def inverse_deviation(x: Tensor, normalized_shape: list[int], eps: float) -> Ten
     """
     dims = list(range(-len(normalized_shape), 0))
     return torch.rsqrt(x.var(dims, correction=0, keepdim=True) + eps)
+
+
+def root(x: Tensor, order: float) -> Tensor:
+    """The root of numbers that are not negative, sums of powers: of a norm, a standard deviation, a pool of powers.
+
+    No gate: it is x^(1 / order). But where that has an infinite derivative, at 0, PyTorch gives norms and deviations 0.
+    """
+    return torch.sqrt(x) if order == 2 else torch.pow(x, 1 / order)
+
+
+def first_maximum(x: Tensor, dim: int, keepdim: bool) -> Tensor:
+    """The values of torch.max(x, dim): of several that are equally large the first one counts, amax shares."""
+    return torch.amax(x, dim, keepdim)
 
 
 def group_norm(

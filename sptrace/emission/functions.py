@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import fx
 
+from sptrace import gates
 from sptrace.emission.builder import OnnxBuilder, emits
 from sptrace.graph import Target, value
 from sptrace.pullback.table import aten
@@ -40,6 +41,12 @@ def rsqrt(onnx: OnnxBuilder, node: fx.Node, x: fx.Node) -> ir.Value:
     return onnx.op("Reciprocal", onnx.op("Sqrt", x))
 
 
+@emits(gates.root)
+def root(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, order: float) -> ir.Value:
+    """Sqrt, or Pow."""
+    return onnx.op("Sqrt", x) if order == 2 else power(onnx, node, x, 1 / order)
+
+
 @emits(aten.hardsigmoid.default)
 def hardsigmoid(onnx: OnnxBuilder, node: fx.Node, x: fx.Node) -> ir.Value:
     """HardSigmoid."""
@@ -59,6 +66,12 @@ def amax(
     """ReduceMax."""
     axes = list(dims) or list(range(value(x).ndim))
     return onnx.op("ReduceMax", x, onnx.integers(axes), keepdims=int(keepdim))
+
+
+@emits(gates.first_maximum)
+def first_maximum(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dim: int, keepdim: bool) -> ir.Value:
+    """ReduceMax."""
+    return amax(onnx, node, x, [dim], keepdim)
 
 
 @emits(aten.cumsum.default)

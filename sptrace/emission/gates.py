@@ -75,9 +75,13 @@ def mish(onnx: OnnxBuilder, node: fx.Node, z: fx.Node, **gate: object) -> ir.Val
 def softplus(
     onnx: OnnxBuilder, node: fx.Node, z: fx.Node, beta: float, threshold: float, **gate: object
 ) -> ir.Value:
-    """Softplus of beta z, over beta: the threshold lies where float32 sees no difference any more."""
-    outer = onnx.op("Softplus", _times(onnx, z, beta, z))
-    return onnx.op("Mul", outer, onnx.operand(1 / beta, value(z).dtype))
+    """Softplus of beta z, over beta; beyond a threshold where float32 sees the difference, z itself."""
+    dtype = value(z).dtype
+    inner = _times(onnx, z, beta, z)
+    result = onnx.op("Mul", onnx.op("Softplus", inner), onnx.operand(1 / beta, dtype))
+    if threshold >= gates.SOFTPLUS_IS_LINEAR:
+        return result
+    return onnx.op("Where", onnx.op("Greater", inner, onnx.operand(threshold, dtype)), z, result)
 
 
 def _times(

@@ -52,6 +52,8 @@ def mul(pull: Pull, v: fx.Node, y: fx.Node, a: Operand, b: Operand) -> Cotangent
 def div(pull: Pull, v: fx.Node, y: fx.Node, a: Operand, b: Operand) -> Cotangents:
     """y = a / b gives a* = v / b and b* = -v y / b."""
     quotient = pull.call(aten.div.Tensor, v, b)
+    if pull.needs(b):
+        pull.at_pole(quotient)
     if isinstance(a, fx.Node) and pull.needs(a):
         yield a, pull.unbroadcast(quotient, a)
     if isinstance(b, fx.Node) and pull.needs(b):
@@ -61,7 +63,8 @@ def div(pull: Pull, v: fx.Node, y: fx.Node, a: Operand, b: Operand) -> Cotangent
 @adjoint(aten.reciprocal.default)
 def reciprocal(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node) -> Cotangents:
     """y = 1 / x gives x* = -v y^2."""
-    yield x, pull.times(pull.call(aten.mul.Tensor, pull.call(aten.mul.Tensor, v, y), y), -1)
+    part = pull.times(pull.call(aten.mul.Tensor, pull.call(aten.mul.Tensor, v, y), y), -1)
+    yield x, pull.at_pole(part)
 
 
 @adjoint(aten.clamp.default)

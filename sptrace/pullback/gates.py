@@ -23,7 +23,7 @@ def relu(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau: Temp
     if rule == "guided":
         v = pull.call(aten.clamp_min.default, v, 0)
     if rule in ("hard", "guided"):
-        yield z, _through(pull, v, pull.call(aten.gt.Scalar, z, 0))
+        yield z, pull.through(v, pull.call(aten.gt.Scalar, z, 0))
         return
     if rule == "phi":
         yield z, (Term(pull, v) * twice_phi(pull, z, tau) * 0.5).node
@@ -49,7 +49,7 @@ def hardtanh(
         inside = pull.call(
             aten.logical_and.default, pull.call(aten.gt.Scalar, z, low), pull.call(aten.lt.Scalar, z, high)
         )
-        yield z, _through(pull, v, inside)
+        yield z, pull.through(v, inside)
         return
     activation, gated = Term(pull, z), Term(pull, v)
     factor = 1.0
@@ -60,11 +60,3 @@ def hardtanh(
     if rule != "relu":
         gated, factor = gated / activation.clamp(low=high), factor * high
     yield z, (gated * factor).node
-
-
-def _through(pull: Pull, v: fx.Node, open_: fx.Node) -> fx.Node:
-    """The cotangent where a hard gate is open.
-
-    As a product with 0 and 1: onnxruntime's CPU provider takes three times as long for Where.
-    """
-    return pull.call(aten.mul.Tensor, v, open_)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import fx
 
+from sptrace import gates
 from sptrace.graph import shape, value
 from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
 
@@ -24,6 +26,18 @@ def amax(
     count = pull.call(aten.sum.dim_IntList, ones, sorted(reduced), True)
     share = pull.call(aten.div.Tensor, pull.reshape(v, kept), count)
     yield x, pull.call(aten.mul.Tensor, ones, share)
+
+
+@adjoint(gates.first_maximum)
+def first_maximum(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dim: int, keepdim: bool) -> Cotangents:
+    """The first of the largest numbers gets v, as in PyTorch: one number, however many are as large."""
+    (size,) = pull.sizes(x, [dim])
+    dim %= value(x).ndim
+    kept = [1 if index == dim else length for index, length in enumerate(shape(x))]
+    numbers = torch.arange(size).reshape([-1 if index == dim else 1 for index in range(len(kept))])
+    place = pull.call(aten.argmax.default, x, dim, True)
+    found = pull.call(aten.eq.Tensor, place, pull.constant("maximum.places", numbers))
+    yield x, pull.through(pull.reshape(v, kept), found)
 
 
 @adjoint(aten.cumsum.default)

@@ -23,10 +23,9 @@ def where(pull: Pull, v: fx.Node, y: fx.Node, condition: fx.Node, a: Operand, b:
 @adjoint(aten.maximum.default, aten.minimum.default)
 def extremum(pull: Pull, v: fx.Node, y: fx.Node, a: fx.Node, b: fx.Node) -> Cotangents:
     """y = max(a, b) or min(a, b); equal numbers share v, as in PyTorch."""
-    shares = []
-    for x in (a, b):
-        shares.append(pull.call(aten.to.dtype, pull.call(aten.eq.Tensor, x, y), value(v).dtype))
+    chosen = [pull.call(aten.eq.Tensor, x, y) for x in (a, b)]
+    shares = [pull.call(aten.to.dtype, one, value(v).dtype) for one in chosen]
     each = pull.call(aten.div.Tensor, v, pull.call(aten.add.Tensor, *shares))
-    for x, share in zip((a, b), shares, strict=True):
+    for x, one in zip((a, b), chosen, strict=True):
         if pull.needs(x):
-            yield x, pull.unbroadcast(pull.call(aten.mul.Tensor, each, share), x)
+            yield x, pull.unbroadcast(pull.through(each, one), x)

@@ -70,8 +70,8 @@ def hardswish(pull: Pull, v: fx.Node, y: fx.Node, z: fx.Node, *, rule: str, tau:
     """y = z m(z) with m(z) = min(1, max(0, z / 6 + 1 / 2)), continuous. `gate`: v m(z / tau)."""
     x, cotangent = Term(pull, z), Term(pull, v)
     if rule == "hard":
-        inside = (x + 3 > 0).where(cotangent * (x / 3 + 0.5), 0.0)
-        yield z, (x - 3 > 0).where(cotangent, inside).node
+        inside = (x > -3).where(cotangent * (x / 3 + 0.5), 0.0)
+        yield z, (x < 3).where(inside, cotangent).node
         return
     yield z, (cotangent * over_temperature(pull, z, tau).hardsigmoid()).node
 
@@ -121,12 +121,16 @@ def softplus(
     rule: str,
     tau: Temperature,
 ) -> Cotangents:
-    """`gate`: v sigma(beta z / tau).
+    """`gate`: v sigma(beta z / tau). `hard`: beyond the threshold, where softplus is z itself, v.
 
     softplus(0) is not 0, so no m with y = z m(z) exists. But y is a ReLU smoothed, whose step became the slope
     sigma(beta z): this is the gate. At tau = 1 that is the ordinary derivative.
     """
-    yield z, (over_temperature(pull, z, tau, beta).sigmoid() * Term(pull, v)).node
+    x, cotangent = over_temperature(pull, z, tau, beta), Term(pull, v)
+    slope = x.sigmoid() * cotangent
+    if rule == "hard" and threshold < gates.SOFTPLUS_IS_LINEAR:
+        slope = (x > threshold).where(cotangent, slope)
+    yield z, slope.node
 
 
 def as_product(pull: Pull, gate: fx.Node) -> fx.Node | None:

@@ -18,6 +18,7 @@ refuse raises UnsupportedError with the reason alone; the walk adds what and whe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -56,10 +57,31 @@ class Pull(GraphBuilder):
     def __init__(self, module: fx.GraphModule, needed: set[fx.Node]) -> None:
         super().__init__(module)
         self._needed = needed
+        self._unbounded: set[fx.Node] = set()
 
     def needs(self, argument: object) -> bool:
         """Does this input need a cotangent?"""
         return isinstance(argument, fx.Node) and argument in self._needed
+
+    def call(self, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
+        """Append a call; what is computed from a number that may be infinite may be so too."""
+        node = super().call(target, *args, **kwargs)
+        return self.at_pole(node) if self._unbounded.intersection(node.all_input_nodes) else node
+
+    def at_pole(self, part: fx.Node) -> fx.Node:
+        """`part`, noted as the cotangent of an op whose derivative has a pole, like that of sqrt at 0."""
+        self._unbounded.add(part)
+        return part
+
+    def through(self, v: fx.Node, open_: fx.Node) -> fx.Node:
+        """The cotangent where `open_` holds, else 0: what passes a hard gate.
+
+        As a product with 0 and 1, since onnxruntime's CPU provider takes three times as long for Where. But infinity
+        times 0 is NaN; behind a pole a closed gate must say 0, as in PyTorch: sqrt(relu(x)) has a gradient where x < 0.
+        """
+        if v in self._unbounded:
+            return self.call(aten.where.ScalarOther, open_, v, 0.0)
+        return self.call(aten.mul.Tensor, v, open_)
 
     def sizes(self, x: fx.Node, dims: Sequence[int]) -> list[int]:
         """The sizes of the dimensions `dims`, along which the op mixes numbers: the batch must not be among them."""

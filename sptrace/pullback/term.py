@@ -47,6 +47,9 @@ class Term:
     def __gt__(self, other: float) -> Term:
         return self._call(aten.gt.Scalar, other)
 
+    def __lt__(self, other: float) -> Term:
+        return self._call(aten.lt.Scalar, other)
+
     def exp(self) -> Term:
         """e to the power of it."""
         return self._call(aten.exp.default)
