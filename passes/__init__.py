@@ -43,6 +43,7 @@ from sptrace.passes.soften import soften
 from sptrace.passes.soften_attention import soften_attention
 from sptrace.passes.split_packed_projections import split_packed_projections
 from sptrace.passes.split_strided_adjoints import split_strided_adjoints
+from sptrace.passes.unroll_recurrences import unroll_recurrences
 
 Pass = Callable[[fx.GraphModule], int]
 
@@ -51,6 +52,7 @@ PREPARE: tuple[Pass, ...] = (
     functionalize,
     remove_identities,
     remove_casts,
+    unroll_recurrences,
     canonicalize_synonyms,
     canonicalize_splits,
     expand_attention,
@@ -134,4 +136,5 @@ __all__ = [
     "soften_attention",
     "split_packed_projections",
     "split_strided_adjoints",
+    "unroll_recurrences",
 ]

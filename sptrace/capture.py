@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 from sptrace import layers
 from sptrace.errors import SptraceError, UnsupportedError
 from sptrace.graph import BATCHES, is_batch, parameter, place, propagate, shape, value, without_data
+from sptrace.recurrence_shapes import shapes_alone
 from sptrace.regions import inline_regions
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<text>[^\n]*)')
@@ -44,12 +45,13 @@ def capture(module: nn.Module, example: Tensor, layer: str | None = None) -> fx.
     check(module, example)
     # A batch of one would be taken for a constant; two stand for any number.
     batch = torch.cat([example.detach()] * 2)[:2].contiguous()
-    with layers.reading(module, layer) as read:
-        exported = _export(module, batch)
-    if read is not None:
-        read.require()
-    inline_regions(exported.graph_module)
-    captured = _import_graph(exported, layer)
+    with shapes_alone():
+        with layers.reading(module, layer) as read:
+            exported = _export(module, batch)
+        if read is not None:
+            read.require()
+        inline_regions(exported.graph_module)
+        captured = _import_graph(exported, layer)
     if layer is not None:
         _check_layer(captured, layer)
     return captured

@@ -174,14 +174,14 @@ def check_linear(op: nn.Module, *sizes: int, tolerance: float = EXACT) -> None:
 
 
 @_one_thread()
-def check_ordinary(op: nn.Module, *sizes: int, image: Tensor | None = None) -> None:
+def check_ordinary(op: nn.Module, *sizes: int, image: Tensor | None = None, tolerance: float = EXACT) -> None:
     """The pullback must be the gradient of torch.autograd. `sizes`: C, H, W of a random picture if none is given."""
     twin = _float64(op)
     image = numbers(3, *sizes, seed=1).double() if image is None else image
     leaf = image.clone().requires_grad_()
     outputs = twin(leaf).sum(0)
     rows = [torch.autograd.grad(output, leaf, retain_graph=True)[0].flatten(1) for output in outputs]
-    check_jacobians(op, image, torch.stack(rows, dim=1), softening="hard")
+    check_jacobians(op, image, torch.stack(rows, dim=1), softening="hard", tolerance=tolerance)
 
 
 def _session(module: fx.GraphModule) -> onnxruntime.InferenceSession:

@@ -8,7 +8,7 @@ import operator
 from torch import fx
 
 from sptrace.errors import UnsupportedError
-from sptrace.graph import depends_on, shape
+from sptrace.graph import depends_on, shape, value
 from sptrace.pullback.table import TABLE, Cotangents, Pull, Rule, aten
 
 
@@ -57,10 +57,40 @@ def pull_back(module: fx.GraphModule, output: fx.Node, cotangent: fx.Node, sourc
 
 
 def _sum(pull: Pull, parts: list[fx.Node]) -> fx.Node:
-    total, *others = parts
+    total, *others = _side_by_side(pull, parts)
     for part in others:
         total = pull.call(aten.add.Tensor, total, part)
     return total
+
+
+def _side_by_side(pull: Pull, parts: list[fx.Node]) -> list[fx.Node]:
+    """Parts that stand between zeros, one where the other ends, become one `cat`: the slices of a tensor, its layers.
+
+    Otherwise each of n slices would cost a sum of the whole tensor.
+    """
+    stretches = {part: found for part in parts if (found := _stretch(part)) is not None}
+    for dim in {dim for dim, _, _ in stretches.values()}:
+        chosen = sorted(
+            (part for part, (other, _, _) in stretches.items() if other == dim), key=stretches.get
+        )
+        ends = [0, *(stretches[part][2] for part in chosen)]
+        starts = [*(stretches[part][1] for part in chosen), shape(parts[0])[dim]]
+        if starts == ends and len(chosen) == len(parts):
+            return [pull.call(aten.cat.default, [part.args[0] for part in chosen], dim)]
+    return parts
+
+
+def _stretch(part: fx.Node) -> tuple[int, int, int] | None:
+    """(dimension, start, end) of what stands between zeros along one dimension; None for anything else."""
+    if part.target is not aten.constant_pad_nd.default or len(part.args) > 2 or part.users:
+        return None
+    inner, widths = part.args
+    padded = [index // 2 for index, width in enumerate(widths) if width != 0]
+    if len(set(padded)) != 1 or min(widths) < 0:
+        return None
+    dim = value(part).ndim - 1 - padded[0]
+    start = widths[2 * padded[0]]
+    return dim, start, start + shape(inner)[dim]
 
 
 def _apply_rule(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sptrace.verification import eager_products
+from sptrace.verification.eager_recurrences import OPENED
 from sptrace.verification.eager_rules import RULES, Pullback, Rule, Rules, check, read
 from sptrace.verification.eager_scopes import Scopes
 
@@ -73,6 +74,9 @@ class SoftenedGates(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             return self._multi_head_attention(args, kwargs)
         name = str(getattr(func, "__name__", "")).partition(".")[0].strip("_")
+        if name in OPENED:
+            with self:
+                return OPENED[name](*args, **kwargs)
         written_out = self._written_out(name, func, args, kwargs)
         if written_out is not None:
             return written_out
