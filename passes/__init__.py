@@ -18,7 +18,10 @@ from sptrace.passes.canonicalize_compositions import canonicalize_compositions
 from sptrace.passes.canonicalize_convolutions import canonicalize_convolutions
 from sptrace.passes.canonicalize_copies import canonicalize_copies
 from sptrace.passes.canonicalize_einsum import canonicalize_einsum
+from sptrace.passes.canonicalize_extrema import canonicalize_extrema
+from sptrace.passes.canonicalize_functions import canonicalize_functions
 from sptrace.passes.canonicalize_indexing import canonicalize_indexing
+from sptrace.passes.canonicalize_norms import canonicalize_norms
 from sptrace.passes.canonicalize_padding import canonicalize_padding
 from sptrace.passes.canonicalize_pools import canonicalize_pools
 from sptrace.passes.canonicalize_resizing import canonicalize_resizing
@@ -56,6 +59,9 @@ PREPARE: tuple[Pass, ...] = (
     canonicalize_synonyms,
     canonicalize_splits,
     expand_attention,
+    canonicalize_functions,
+    canonicalize_extrema,
+    canonicalize_norms,
     canonicalize_compositions,
     canonicalize_copies,
     canonicalize_einsum,
@@ -110,7 +116,10 @@ __all__ = [
     "canonicalize_convolutions",
     "canonicalize_copies",
     "canonicalize_einsum",
+    "canonicalize_extrema",
+    "canonicalize_functions",
     "canonicalize_indexing",
+    "canonicalize_norms",
     "canonicalize_padding",
     "canonicalize_pools",
     "canonicalize_resizing",

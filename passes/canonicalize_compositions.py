@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import fx
 
-from sptrace import gates
-from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, parameter, shape, static_shape, value
+from sptrace.graph import GraphBuilder, Target, parameter, shape, value
 
 aten = torch.ops.aten
 
@@ -22,16 +20,13 @@ def canonicalize_compositions(module: fx.GraphModule) -> int:
 
     1.  square(x), pow(x, 2), pow(x, 0.5)   ->  mul(x, x), sqrt(x)
     2.  addcmul(x, a, b), addcdiv, baddbmm  ->  x + a b, x + a / b, beta c + alpha a b
-    3.  linalg_vector_norm(x, 2, dims), norm  ->  root(sum(x x), 2); of order 1: sum(abs(x))
-    4.  var, std                            ->  the mean square of x - mean(x), and its root
-    5.  max(x, dim), whose values are read  ->  first_maximum(x, dim)
-    6.  instance_norm(x) without statistics ->  group_norm(x, channels)
-    7.  prelu(x, w)                         ->  _prelu_kernel(x, w with a size for every dimension of x)
-    8.  softmax(x, dim, dtype)              ->  softmax(x, dim)
-    9.  log_softmax, log_sigmoid            ->  x - m - log(sum(exp(x - m))), -softplus(-x)
-    10. adaptive_avg_pool1d, avg_pool1d     ->  the same with a height of 1
-    11. pixel_shuffle, pixel_unshuffle      ->  reshape and permute
-    12. clamp(x, low, high), bounds tensors ->  minimum(maximum(x, low), high); an infinite number bounds nothing
+    3.  instance_norm(x) without statistics ->  group_norm(x, channels)
+    4.  prelu(x, w)                         ->  _prelu_kernel(x, w with a size for every dimension of x)
+    5.  softmax(x, dim, dtype)              ->  softmax(x, dim)
+    6.  log_softmax, log_sigmoid, logsumexp ->  x - m - log(sum(exp(x - m))), -softplus(-x), m + log(sum(exp(x - m)))
+    7.  adaptive_avg_pool1d, avg_pool1d     ->  the same with a height of 1
+    8.  pixel_shuffle, pixel_unshuffle      ->  reshape and permute
+    9.  clamp(x, low, high), bounds tensors ->  minimum(maximum(x, low), high); an infinite number bounds nothing
     """
     builder = GraphBuilder(module)
     count = 0
@@ -87,62 +82,6 @@ def _baddbmm(
     return builder.call(aten.add.Tensor, scaled, c, **_alpha(beta))
 
 
-def _vector_norm(
-    builder: GraphBuilder,
-    node: fx.Node,
-    x: fx.Node,
-    order: float | None = 2,
-    dims: Dims = None,
-    keepdim: bool = False,
-    dtype: torch.dtype | None = None,
-) -> fx.Node | None:
-    reduced = _dims(x, dims)
-    if order == 1:
-        return builder.call(aten.sum.dim_IntList, builder.call(aten.abs.default, x), reduced, keepdim)
-    if order not in (2, None):
-        return None
-    total = builder.call(aten.sum.dim_IntList, _square(builder, node, x), reduced, keepdim)
-    return builder.call(gates.root, total, 2)
-
-
-def _variance(
-    builder: GraphBuilder,
-    node: fx.Node,
-    x: fx.Node,
-    dims: Dims = None,
-    *options: bool,
-    correction: float | None = None,
-    unbiased: bool = True,
-    keepdim: bool = False,
-) -> fx.Node:
-    if options:
-        unbiased, keepdim = (*options, keepdim)[:2]
-    less = float(unbiased) if correction is None else correction
-    reduced = _dims(x, dims)
-    count = 1
-    for size in static_shape(x, reduced):
-        count *= size
-    deviation = builder.call(aten.sub.Tensor, x, builder.call(aten.mean.dim, x, reduced, True))
-    mean = builder.call(aten.mean.dim, _square(builder, node, deviation), reduced, keepdim)
-    return mean if less == 0 else builder.call(aten.mul.Tensor, mean, count / (count - less))
-
-
-def _deviation(builder: GraphBuilder, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
-    return builder.call(gates.root, _variance(builder, node, *args, **kwargs), 2)
-
-
-def _maximum(
-    builder: GraphBuilder, node: fx.Node, x: fx.Node, dim: int, keepdim: bool = False
-) -> fx.Node | None:
-    """Both results are replaced at their readers, if these read only the values."""
-    if any(user.args[1] != 0 for user in node.users):
-        return None
-    largest = builder.call(gates.first_maximum, x, dim, keepdim)
-    for user in list(node.users):
-        builder.replace(user, largest)
-    return largest
-
-
 def _instance_norm(
     builder: GraphBuilder,
     node: fx.Node,
@@ -182,6 +121,18 @@ def _log_softmax(
     below = builder.call(aten.sub.Tensor, x, peak)
     total = builder.call(aten.sum.dim_IntList, builder.call(aten.exp.default, below), [dim], True)
     return builder.call(aten.sub.Tensor, below, builder.call(aten.log.default, total))
+
+
+def _log_sum(
+    builder: GraphBuilder, node: fx.Node, x: fx.Node, dims: Sequence[int], keepdim: bool = False
+) -> fx.Node:
+    peak = builder.call(aten.detach.default, builder.call(aten.amax.default, x, list(dims), True))
+    # Infinity less itself is not a number: where all are -infinity, 0 does as well.
+    infinite = builder.call(aten.eq.Scalar, builder.call(aten.abs.default, peak), math.inf)
+    peak = builder.call(aten.where.ScalarSelf, infinite, 0.0, peak)
+    powers = builder.call(aten.exp.default, builder.call(aten.sub.Tensor, x, peak))
+    total = builder.call(aten.log.default, builder.call(aten.sum.dim_IntList, powers, list(dims), keepdim))
+    return builder.call(aten.add.Tensor, total, builder.reshape(peak, shape(total)))
 
 
 def _log_sigmoid(builder: GraphBuilder, node: fx.Node, x: fx.Node) -> fx.Node:
@@ -259,35 +210,19 @@ def _never_meet(builder: GraphBuilder, low: fx.Node, high: fx.Node) -> bool:
     return bool((parameter(builder.module, low) != parameter(builder.module, high)).all())
 
 
-def _dims(x: fx.Node, dims: Dims) -> list[int]:
-    if isinstance(dims, int):
-        return [dims]
-    reduced = list(dims) if dims else list(range(value(x).ndim))
-    if -1 in [shape(x)[dim] for dim in reduced]:
-        raise UnsupportedError(
-            f"{x.name!r} is reduced over the pictures of a batch: reduce each picture alone"
-        )
-    return reduced
-
-
 REWRITES: dict[Target, Callable[..., fx.Node | None]] = {
     aten.square.default: _square,
     aten.pow.Tensor_Scalar: _power,
     aten.addcmul.default: _addcmul,
     aten.addcdiv.default: _addcdiv,
     aten.baddbmm.default: _baddbmm,
-    aten.linalg_vector_norm.default: _vector_norm,
-    aten.norm.ScalarOpt_dim: _vector_norm,
-    aten.var.dim: _variance,
-    aten.var.correction: _variance,
-    aten.std.dim: _deviation,
-    aten.std.correction: _deviation,
-    aten.max.dim: _maximum,
     aten.instance_norm.default: _instance_norm,
     aten.prelu.default: _prelu,
     aten.softmax.int: _softmax,
     aten.log_softmax.int: _log_softmax,
     aten.log_sigmoid.default: _log_sigmoid,
+    aten.logsumexp.default: _log_sum,
+    aten.special_logsumexp.default: _log_sum,
     aten.adaptive_avg_pool1d.default: _adaptive_average_1d,
     aten.avg_pool1d.default: _average_1d,
     aten.clamp.Tensor: _clamp_by_tensors,

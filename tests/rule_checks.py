@@ -184,6 +184,11 @@ def check_ordinary(op: nn.Module, *sizes: int, image: Tensor | None = None, tole
     check_jacobians(op, image, torch.stack(rows, dim=1), softening="hard", tolerance=tolerance)
 
 
+def check_all(image: Tensor, *functions: Callable[[Tensor], Tensor]) -> None:
+    """`check_ordinary` of several functions of the same image, in one network."""
+    check_ordinary(SideBySide(*map(Op, functions)).eval(), image=image)
+
+
 def _session(module: fx.GraphModule) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -17,6 +17,7 @@ from sptrace.emission import (
     normalisation,
     saving,
     shape,
+    trigonometry,
 )
 from sptrace.emission.builder import EMITTERS, IR_VERSION
 from sptrace.emission.walk import write
@@ -51,4 +52,5 @@ __all__ = [
     "normalisation",
     "saving",
     "shape",
+    "trigonometry",
 ]

@@ -17,12 +17,13 @@ UNARY: dict[Target, str] = {
     aten.tanh.default: "Tanh",
     aten.log.default: "Log",
     aten.sqrt.default: "Sqrt",
-    aten.sin.default: "Sin",
-    aten.cos.default: "Cos",
     aten.abs.default: "Abs",
     aten.sign.default: "Sign",
+    aten.sgn.default: "Sign",
     aten.softplus.default: "Softplus",
     aten.floor.default: "Floor",
+    aten.ceil.default: "Ceil",
+    aten.round.default: "Round",
     aten.detach.default: "Identity",
 }
 
@@ -39,6 +40,42 @@ for _target, _op_type in UNARY.items():
 def rsqrt(onnx: OnnxBuilder, node: fx.Node, x: fx.Node) -> ir.Value:
     """Reciprocal of Sqrt."""
     return onnx.op("Reciprocal", onnx.op("Sqrt", x))
+
+
+@emits(aten.pow.Tensor_Tensor, aten.pow.Scalar)
+def power_of(onnx: OnnxBuilder, node: fx.Node, x: fx.Node | float, exponent: fx.Node) -> ir.Value:
+    """Pow."""
+    dtype = value(node).dtype
+    return onnx.op("Pow", onnx.operand(x, dtype), onnx.operand(exponent, dtype))
+
+
+@emits(aten.expm1.default)
+def expm1(onnx: OnnxBuilder, node: fx.Node, x: fx.Node) -> ir.Value:
+    """tanh(x / 2) (exp(x) + 1), which loses nothing near 0."""
+    half, one = (onnx.operand(number, value(x).dtype) for number in (0.5, 1.0))
+    bent = onnx.op("Tanh", onnx.op("Mul", x, half))
+    return onnx.op("Mul", bent, onnx.op("Add", onnx.op("Exp", x), one))
+
+
+@emits(aten.log1p.default)
+def log1p(onnx: OnnxBuilder, node: fx.Node, x: fx.Node) -> ir.Value:
+    """log(u) x / (u - 1) with u = 1 + x, where rounding u costs nothing; x itself where that makes it 1.
+
+    Source: D. Goldberg, What every computer scientist should know about floating-point arithmetic, theorem 4.
+    """
+    one = onnx.operand(1.0, value(x).dtype)
+    above = onnx.op("Add", x, one)
+    apart = onnx.op("Sub", above, one)
+    small = onnx.op("Equal", above, one)
+    ratio = onnx.op("Div", x, onnx.op("Where", small, one, apart))
+    return onnx.op("Where", small, x, onnx.op("Mul", onnx.op("Log", above), ratio))
+
+
+@emits(aten.xlogy.Tensor)
+def xlogy(onnx: OnnxBuilder, node: fx.Node, a: fx.Node, b: fx.Node) -> ir.Value:
+    """Mul by the Log, 0 where a is 0."""
+    zero = onnx.operand(0.0, value(node).dtype)
+    return onnx.op("Where", onnx.op("Equal", a, zero), zero, onnx.op("Mul", a, onnx.op("Log", b)))
 
 
 @emits(gates.root)

@@ -15,6 +15,7 @@ from sptrace.pullback import (
     selection,
     shape,
     smooth_gates,
+    trigonometry,
 )
 from sptrace.pullback.table import TABLE
 from sptrace.pullback.walk import pull_back
@@ -36,4 +37,5 @@ __all__ = [
     "selection",
     "shape",
     "smooth_gates",
+    "trigonometry",
 ]

@@ -7,6 +7,7 @@ import math
 from torch import fx
 
 from sptrace import gates
+from sptrace.errors import UnsupportedError
 from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
 from sptrace.pullback.term import Term
 
@@ -87,22 +88,72 @@ def power(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, exponent: float) -> Co
     yield x, part if exponent >= 1 else pull.at_pole(part)
 
 
-@adjoint(aten.sin.default)
-def sin(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node) -> Cotangents:
-    """y' = cos x."""
-    yield x, (Term(pull, v) * Term(pull, pull.call(aten.cos.default, x))).node
+@adjoint(aten.pow.Tensor_Tensor)
+def power_of_tensors(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, exponent: fx.Node) -> Cotangents:
+    """y' = p x^(p - 1) in x, 0 where p = 0; y log x in p, 0 where x = 0 and p >= 0."""
+    base, power, cotangent = Term(pull, x), Term(pull, exponent), Term(pull, v)
+    if pull.needs(x):
+        lower = Term(pull, pull.call(aten.pow.Tensor_Tensor, x, (power - 1.0).node))
+        constant = power.equals(0)
+        slope = constant.where(Term(pull, pull.call(aten.zeros_like.default, v)), cotangent * (power * lower))
+        yield x, pull.unbroadcast(pull.at_pole(slope.node), x)
+    if pull.needs(exponent):
+        slope = cotangent * (Term(pull, y) * Term(pull, pull.call(aten.log.default, x)))
+        nothing = pull.call(
+            aten.logical_and.default, base.equals(0).node, pull.call(aten.ge.Scalar, exponent, 0)
+        )
+        part = pull.call(aten.where.ScalarSelf, nothing, 0.0, slope.node)
+        yield exponent, pull.unbroadcast(pull.at_pole(part), exponent)
 
 
-@adjoint(aten.cos.default)
-def cos(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node) -> Cotangents:
-    """y' = -sin x."""
-    yield x, (Term(pull, v) * Term(pull, pull.call(aten.sin.default, x)) * -1.0).node
+@adjoint(aten.pow.Scalar)
+def power_of_number(pull: Pull, v: fx.Node, y: fx.Node, base: float, x: fx.Node) -> Cotangents:
+    """y' = y log(base); of base 0 PyTorch says 0."""
+    if base < 0:
+        raise UnsupportedError("a number below 0 has no powers but whole ones")
+    if base == 0:
+        yield x, pull.call(aten.zeros_like.default, v)
+        return
+    yield x, (Term(pull, v) * Term(pull, y) * math.log(base)).node
+
+
+@adjoint(aten.expm1.default)
+def expm1(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node) -> Cotangents:
+    """y' = y + 1."""
+    yield x, (Term(pull, v) * (Term(pull, y) + 1.0)).node
+
+
+@adjoint(aten.log1p.default)
+def log1p(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node) -> Cotangents:
+    """y' = 1 / (1 + x)."""
+    yield x, pull.at_pole((Term(pull, v) / (Term(pull, x) + 1.0)).node)
+
+
+@adjoint(aten.xlogy.Tensor)
+def xlogy(pull: Pull, v: fx.Node, y: fx.Node, a: fx.Node, b: fx.Node) -> Cotangents:
+    """y = a log b, 0 where a = 0, gives a* = v log b, 0 where a = 0 and b <= 0, and b* = v a / b."""
+    if pull.needs(a):
+        slope = Term(pull, v) * Term(pull, pull.call(aten.log.default, b))
+        nothing = pull.call(
+            aten.logical_and.default, Term(pull, a).equals(0).node, pull.call(aten.le.Scalar, b, 0)
+        )
+        part = pull.call(aten.where.ScalarSelf, nothing, 0.0, slope.node)
+        yield a, pull.unbroadcast(pull.at_pole(part), a)
+    if pull.needs(b):
+        part = (Term(pull, v) * Term(pull, a) / Term(pull, b)).node
+        yield b, pull.unbroadcast(pull.at_pole(part), b)
 
 
 @adjoint(aten.abs.default)
 def absolute(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node) -> Cotangents:
     """y' = the sign of x, 0 at 0."""
     yield x, (Term(pull, v) * Term(pull, pull.call(aten.sign.default, x))).node
+
+
+@adjoint(aten.sign.default, aten.sgn.default, aten.floor.default, aten.ceil.default, aten.round.default)
+def step(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node) -> Cotangents:
+    """y' = 0, on the steps too."""
+    yield x, None
 
 
 @adjoint(aten.detach.default)

@@ -50,6 +50,10 @@ class Term:
     def __lt__(self, other: float) -> Term:
         return self._call(aten.lt.Scalar, other)
 
+    def equals(self, other: float) -> Term:
+        """Where it is that number."""
+        return self._call(aten.eq.Scalar, other)
+
     def exp(self) -> Term:
         """e to the power of it."""
         return self._call(aten.exp.default)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from rule_checks import Op, SideBySide, check_ordinary, compile_pullback, numbers
+from rule_checks import Op, check_all, check_ordinary, compile_pullback, numbers
 from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
@@ -29,10 +29,6 @@ def dead() -> Tensor:
     image = numbers(4, 2, 3, 4, seed=1).double()
     image[0, 1], image[1], image[2], image[3, :, :, :2] = 0.0, 0.5, 0.0, 0.0
     return image
-
-
-def check_all(image: Tensor, *functions: Function) -> None:
-    check_ordinary(SideBySide(*map(Op, functions)).eval(), image=image)
 
 
 def bounds(*values: float) -> tuple[Tensor, ...]:
@@ -67,6 +63,29 @@ HARD: dict[str, list[Function]] = {
         lambda x: x.clamp(x.flip(1), x.flip(2)),
         lambda x: x.clamp(*bounds(0.5, 0.5)),
         lambda x: torch.clamp(x, *bounds(float("-inf"), 1.0)),
+    ],
+    "other spellings": [
+        lambda x: x.min(1)[0],
+        lambda x: x.amin((2, 3)),
+        lambda x: torch.aminmax(x, dim=1)[0] + torch.aminmax(x, dim=1).max,
+        lambda x: torch.max(x, x.flip(1)),
+        lambda x: torch.min(x, x.flip(3)),
+        lambda x: torch.fmax(x, x.flip(1)),
+        lambda x: torch.fmin(x, x.flip(1).abs()),
+        lambda x: torch.linalg.vector_norm(x, float("inf"), dim=1),
+    ],
+    "shrinks": [
+        lambda x: F.threshold(x, 0.5, 3.0),
+        lambda x: F.threshold(x, 0.0, 0.0),
+        F.hardshrink,
+        F.softshrink,
+        lambda x: torch.logit(x / 8 + 0.25, 0.125),
+        lambda x: x.prod(1),
+        lambda x: x.prod(-1),
+        torch.frac,
+        lambda x: torch.fmod(x, 0.5),
+        torch.sinc,
+        lambda x: x * x.sign() + x.sgn() * x.flip(1),
     ],
     "hardswish and softplus": [F.hardswish, lambda x: F.softplus(x, 1, 1), lambda x: F.softplus(x, 2, 6)],
     "maxima": [
@@ -137,6 +156,18 @@ ROOTS: dict[str, list[Function]] = {
     "a pool of squares": [
         lambda x: F.relu(F.avg_pool2d(x * x, 3, 1, 1)).sqrt(),
         lambda x: F.avg_pool2d(F.relu(x), (3, 2)).clamp(min=0).sqrt(),
+    ],
+    "powers of tensors": [
+        lambda x: x ** torch.tensor([0.0, 1.0, 2.0, 3.0]),
+        lambda x: F.relu(x) ** torch.tensor(1.5),
+        lambda x: x.clamp(min=0.125).pow(torch.ones(1) * 4).mean((2, 3)).pow(1.0 / (torch.ones(1) * 4)),
+        lambda x: torch.tensor([0.0, 1.0, 2.0, 3.0]) ** x.abs(),
+        lambda x: 0.0 ** x.abs(),
+        lambda x: 2.0**x,
+        torch.expm1,
+        lambda x: x.abs().log1p(),
+        lambda x: torch.xlogy(x, x * x + 0.5),
+        lambda x: torch.xlogy(x, torch.tensor(0.5)),
     ],
     "powers": [lambda x: x**0, lambda x: x**1, lambda x: x**2, lambda x: x**3, lambda x: x**1.0],
     "softmax": [

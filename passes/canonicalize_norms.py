@@ -1,0 +1,211 @@
+"""Norms, deviations, distances and similarities become sums of powers and their roots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from sptrace import gates
+from sptrace.errors import UnsupportedError
+from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
+
+aten = torch.ops.aten
+
+Dims = Sequence[int] | int | None
+
+
+def canonicalize_norms(module: fx.GraphModule) -> int:
+    """Rewrite; returns how many.
+
+    1.  linalg_vector_norm(x, 2, dims), norm   ->  root(sum(x x), 2)
+        of order 1, p > 1, infinity, -infinity ->  sum(abs(x)), root(sum(abs(x)^p), p), amax(abs(x)), -amax(-abs(x))
+    2.  linalg_matrix_norm(x, "fro", dims)     ->  the norm of order 2
+    3.  var, std                               ->  the mean square of x - mean(x), and its root
+    4.  var_mean(x), std_mean(x)               ->  var(x), std(x) and mean(x)
+    5.  pairwise_distance(x, y), cdist(x, y)   ->  the norm of x - y
+    6.  cosine_similarity(x, y)                ->  sum(x / |x| y / |y|)
+    """
+    builder = GraphBuilder(module)
+    count = 0
+    for node in list(module.graph.nodes):
+        if node.target not in REWRITES:
+            continue
+        with builder.replacing(node):
+            new = REWRITES[node.target](builder, node, *node.args, **node.kwargs)
+        if new is not None:
+            builder.replace(node, new)
+            count += 1
+    return count
+
+
+def _vector_norm(
+    builder: GraphBuilder,
+    node: fx.Node,
+    x: fx.Node,
+    order: float | None = 2,
+    dims: Dims = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
+) -> fx.Node | None:
+    order = 2 if order is None else order
+    if order < 1 and order != -math.inf:
+        return None
+    reduced = _dims(x, dims)
+    if order == 2:
+        return builder.call(gates.root, _sum(builder, _square(builder, x), reduced, keepdim), 2)
+    size = builder.call(aten.abs.default, x)
+    if math.isinf(order):
+        signed = size if order > 0 else builder.call(aten.neg.default, size)
+        largest = builder.call(aten.amax.default, signed, reduced, keepdim)
+        return largest if order > 0 else builder.call(aten.neg.default, largest)
+    if order == 1:
+        return _sum(builder, size, reduced, keepdim)
+    powers = builder.call(aten.pow.Tensor_Scalar, size, order)
+    return builder.call(gates.root, _sum(builder, powers, reduced, keepdim), order)
+
+
+def _matrix_norm(
+    builder: GraphBuilder,
+    node: fx.Node,
+    x: fx.Node,
+    order: str | float = "fro",
+    dims: Sequence[int] = (-2, -1),
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> fx.Node | None:
+    return _vector_norm(builder, node, x, 2, dims, keepdim) if order == "fro" else None
+
+
+def _variance(
+    builder: GraphBuilder,
+    node: fx.Node,
+    x: fx.Node,
+    dims: Dims = None,
+    *options: bool,
+    correction: float | None = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+) -> fx.Node:
+    if options:
+        unbiased, keepdim = (*options, keepdim)[:2]
+    less = float(unbiased) if correction is None else correction
+    reduced = _dims(x, dims)
+    count = math.prod(static_shape(x, reduced))
+    if count <= less:
+        where = node.meta.get("source", "source unknown")
+        raise UnsupportedError(
+            f"the variance of {count} number{'s'[: count > 1]} less {less:g} is not defined ({where}): "
+            "the network answers NaN"
+        )
+    deviation = builder.call(aten.sub.Tensor, x, builder.call(aten.mean.dim, x, reduced, True))
+    mean = builder.call(aten.mean.dim, _square(builder, deviation), reduced, keepdim)
+    return mean if less == 0 else builder.call(aten.mul.Tensor, mean, count / (count - less))
+
+
+def _deviation(builder: GraphBuilder, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
+    return builder.call(gates.root, _variance(builder, node, *args, **kwargs), 2)
+
+
+def _with_mean(spread: Callable[..., fx.Node]) -> Callable[..., fx.Node]:
+    """Both results are replaced at their readers."""
+
+    def rewrite(
+        builder: GraphBuilder,
+        node: fx.Node,
+        x: fx.Node,
+        dims: Dims = None,
+        *options: bool,
+        **kwargs: Any,
+    ) -> fx.Node:
+        results = [spread(builder, node, x, dims, *options, **kwargs)]
+        keepdim = options[1] if len(options) > 1 else kwargs.get("keepdim", False)
+        results.append(builder.call(aten.mean.dim, x, _dims(x, dims), keepdim))
+        for user in list(node.users):
+            builder.replace(user, results[user.args[1]])  # type: ignore[index]
+        return results[0]
+
+    return rewrite
+
+
+def _pairwise_distance(
+    builder: GraphBuilder,
+    node: fx.Node,
+    a: fx.Node,
+    b: fx.Node,
+    order: float = 2.0,
+    eps: float = 1e-6,
+    keepdim: bool = False,
+) -> fx.Node | None:
+    difference = builder.call(aten.add.Tensor, builder.call(aten.sub.Tensor, a, b), eps)
+    return _vector_norm(builder, node, difference, order, [-1], keepdim)
+
+
+def _distances(
+    builder: GraphBuilder, node: fx.Node, a: fx.Node, b: fx.Node, order: float = 2.0, mode: int | None = None
+) -> fx.Node | None:
+    """Each difference written out: no digits are lost, and PyTorch's subgradient at a distance of 0 comes of itself."""
+    if math.isinf(order):
+        return None  # of several largest differences PyTorch gives each the whole cotangent, none its share
+    rows = builder.call(aten.unsqueeze.default, a, value(a).ndim - 1)
+    columns = builder.call(aten.unsqueeze.default, b, value(b).ndim - 2)
+    difference = builder.call(aten.sub.Tensor, rows, columns)
+    return _vector_norm(builder, node, difference, order, [-1])
+
+
+def _cosine_similarity(
+    builder: GraphBuilder, node: fx.Node, a: fx.Node, b: fx.Node, dim: int = 1, eps: float = 1e-8
+) -> fx.Node:
+    """A norm below eps counts as eps, but has its own derivative all the same, as in PyTorch."""
+    rank = max(value(a).ndim, value(b).ndim)
+    dim = dim % rank - rank
+    if len({shape(x)[dim] for x in (a, b)}) > 1:
+        raise UnsupportedError("cosine_similarity of vectors of different lengths: expand the shorter one")
+    units = []
+    for x in (a, b):
+        norm = builder.call(gates.root, _sum(builder, _square(builder, x), [dim], True), 2)
+        missing = builder.call(aten.sub.Tensor, builder.call(aten.clamp_min.default, norm, eps), norm)
+        length = builder.call(aten.add.Tensor, norm, builder.call(aten.detach.default, missing))
+        units.append(builder.call(aten.div.Tensor, x, length))
+    return _sum(builder, builder.call(aten.mul.Tensor, *units), [dim], False)
+
+
+def _square(builder: GraphBuilder, x: fx.Node) -> fx.Node:
+    return builder.call(aten.mul.Tensor, x, x)
+
+
+def _sum(builder: GraphBuilder, x: fx.Node, dims: list[int], keepdim: bool) -> fx.Node:
+    return builder.call(aten.sum.dim_IntList, x, dims, keepdim)
+
+
+def _dims(x: fx.Node, dims: Dims) -> list[int]:
+    if isinstance(dims, int):
+        dims = [dims]
+    reduced = list(dims) if dims else list(range(value(x).ndim))
+    if -1 in [shape(x)[dim] for dim in reduced]:
+        raise UnsupportedError(
+            f"{x.name!r} is reduced over the pictures of a batch: reduce each picture alone"
+        )
+    return reduced
+
+
+REWRITES: dict[Target, Callable[..., fx.Node | None]] = {
+    aten.linalg_vector_norm.default: _vector_norm,
+    aten.norm.ScalarOpt_dim: _vector_norm,
+    aten.linalg_matrix_norm.str_ord: _matrix_norm,
+    aten.var.dim: _variance,
+    aten.var.correction: _variance,
+    aten.std.dim: _deviation,
+    aten.std.correction: _deviation,
+    aten.var_mean.dim: _with_mean(_variance),
+    aten.var_mean.correction: _with_mean(_variance),
+    aten.std_mean.dim: _with_mean(_deviation),
+    aten.std_mean.correction: _with_mean(_deviation),
+    aten.pairwise_distance.default: _pairwise_distance,
+    aten.cdist.default: _distances,
+    aten.cosine_similarity.default: _cosine_similarity,
+}
