@@ -40,6 +40,7 @@ def assemble(
     preprocessing: Preprocessing,
     weights: str,
     named: Callable[[int], tuple[str, ...] | None] = labels.for_classes,
+    link: str | None = None,
 ) -> Network:
     """Freeze a network, see that it is an image classifier, and record it.
 
@@ -49,16 +50,19 @@ def assemble(
         preprocessing: as in the record.
         weights: where they came from.
         named: gives the names for a number of classes.
+        link: as in the record.
 
     Raises:
-        SptraceError: the module does not run at its size, or gives something else than [N, classes].
+        SptraceError: the module does not run at its size, or gives something else than [N, classes] or [N].
     """
     module.eval().requires_grad_(False)
     with at_size(model, preprocessing.size), torch.no_grad():
         output = module(torch.zeros(1, 3, *preprocessing.size))
+    if isinstance(output, Tensor) and output.numel() == 1:
+        output = output.reshape(1, 1)  # one output a picture may come as [N]
     if not isinstance(output, Tensor) or output.ndim != 2:
         gives = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise SptraceError(
             f"{model} is no image classifier: for one picture it gives {gives}, not [1, classes]"
         )
-    return Network(module, model, preprocessing, named(output.shape[1]), weights)
+    return Network(module, model, preprocessing, named(output.shape[1]), weights, link)

@@ -59,4 +59,5 @@ def load(name: str, *, weights: Path | None, size: int | None) -> Network:
         std=file.std or _HALF,
     )
     origin = f"{package} {version(package)}, {file.fingerprint}"
-    return assemble(module, model=name, preprocessing=preprocessing, weights=origin)
+    link = "softmax" if weights is None else None
+    return assemble(module, model=name, preprocessing=preprocessing, weights=origin, link=link)

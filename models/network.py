@@ -20,6 +20,7 @@ class Network:
         preprocessing: how a photograph becomes its input.
         labels: one name per class, or None.
         weights: where the weights came from, in words.
+        link: what makes probabilities of its outputs, one of `sptrace.links.LINKS`; None if its source does not know.
     """
 
     module: nn.Module
@@ -27,3 +28,4 @@ class Network:
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None
     weights: str
+    link: str | None = None

@@ -63,7 +63,12 @@ def load(name: str, *, weights: Path | None, size: int | None) -> Network:
     )
     origin = f"timm {timm.__version__} {name}, {origin}"
     return assemble(
-        module, model=model, preprocessing=preprocessing, weights=origin, named=_names_for(settings)
+        module,
+        model=model,
+        preprocessing=preprocessing,
+        weights=origin,
+        named=_names_for(settings),
+        link="softmax" if weights is None else None,
     )
 
 

@@ -39,6 +39,7 @@ def load(name: str, *, weights: Path | None, size: int | None) -> Network:
     preset = pretrained.transforms()
     own_size = preset.crop_size[0]
     pixels = own_size if size is None else size
+    link = "softmax" if weights is None else None
     if weights is None:
         with downloading(model, pretrained.url):
             weights = hub_file(pretrained.url)
@@ -55,7 +56,7 @@ def load(name: str, *, weights: Path | None, size: int | None) -> Network:
         std=file.std or tuple(preset.std),
     )
     origin = f"torchvision {torchvision.__version__} {name}, {file.fingerprint}"
-    return assemble(module, model=model, preprocessing=preprocessing, weights=origin)
+    return assemble(module, model=model, preprocessing=preprocessing, weights=origin, link=link)
 
 
 def _builder(name: str, pixels: int, file: state_dict.WeightsFile) -> Callable[[int | None], nn.Module]:

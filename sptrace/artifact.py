@@ -159,6 +159,8 @@ class Description:
 
     `input` is one of `INPUTS`: what `image` is. "float32": [N, 3, height, width], prepared as `preprocessing` says.
     "uint8": [N, H, W, 3] of any size, which the artifact prepares so itself. `overlay`: is there such an output?
+    `link` is one of `sptrace.links.LINKS`: what makes probabilities of `logits`. `taken_off`: the softmax, log_softmax,
+    sigmoid or logsigmoid that the network ended in, and that is not part of `logits`; None if nothing was taken off.
     """
 
     version: str
@@ -177,6 +179,8 @@ class Description:
     precision: str = "fp32"
     input: str = "float32"
     overlay: bool = False
+    link: str = "softmax"
+    taken_off: str | None = None
     format: int = field(default=FORMAT)
 
     def as_dict(self) -> dict[str, Any]:

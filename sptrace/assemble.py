@@ -14,6 +14,7 @@ from sptrace.artifact import GateCount, LayerScale, Preprocessing
 from sptrace.calibration import calibrate
 from sptrace.errors import SptraceError
 from sptrace.graph import GraphBuilder, placeholder, shape, static_shape
+from sptrace.links import LOGITS, Outputs
 from sptrace.neuron import LOGIT, Neuron
 from sptrace.pullback import pull_back
 from sptrace.softening import Softening
@@ -52,6 +53,7 @@ def assemble(
     neuron: Neuron = LOGIT,
     calibration: Tensor | None = None,
     lift: Mapping[str, str] | None = None,
+    outputs: Outputs = LOGITS,
 ) -> Assembled:
     """Turn a captured network into its pullback; `module` is used up.
 
@@ -63,6 +65,7 @@ def assemble(
         neuron: what is pulled back.
         calibration: float32 [M, 3, H, W]; on these pictures relative temperatures are fixed. None: they stay relative.
         lift: paths of constants that are parameters, with their names; they become inputs. None: they stay constants.
+        outputs: what the logits are.
 
     Raises:
         SptraceError: the layer has no such unit or position, or is no map.
@@ -82,7 +85,7 @@ def assemble(
     with graph.inserting_before(output):
         explained = logits if neuron.layer is None else features
         activation = direction.activation(module, explained, neuron)
-        chosen, cotangent = direction.choose(module, explained, activation, neuron)
+        chosen, cotangent = direction.choose(module, explained, activation, neuron, outputs)
         cotangent.meta["seed"] = True
         results = {
             "attribution": pull_back(module, explained, cotangent, image),

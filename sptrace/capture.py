@@ -18,7 +18,17 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from sptrace import layers
 from sptrace.errors import SptraceError, UnsupportedError
-from sptrace.graph import BATCHES, is_batch, parameter, place, propagate, shape, value, without_data
+from sptrace.graph import (
+    BATCHES,
+    GraphBuilder,
+    is_batch,
+    parameter,
+    place,
+    propagate,
+    shape,
+    value,
+    without_data,
+)
 from sptrace.recurrence_shapes import shapes_alone
 from sptrace.regions import inline_regions
 
@@ -29,7 +39,7 @@ def capture(module: nn.Module, example: Tensor, layer: str | None = None) -> fx.
     """Trace `module` with torch.export into a graph of ATen ops.
 
     Arguments:
-        module: in eval mode; takes float32 [N, 3, H, W], gives logits [N, classes].
+        module: in eval mode; takes float32 [N, 3, H, W], gives logits [N, classes], or [N] where there is one.
         example: float32 [N, 3, H, W]; only its shape counts.
         layer: path of a module whose output is wanted too: float32 [N, C, H, W], [N, T, C] or [N, C].
 
@@ -196,10 +206,8 @@ def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModul
                 constants[spec.target] = new
         elif node.op == "output":
             answer: Any = tree_unflatten(list(node.args[0]), exported.call_spec.out_spec)
-            if layer is None:
-                graph.output(copied[_logits(answer)])
-            else:
-                graph.output((copied[_logits(answer[0])], copied[answer[1]]))
+            logits = _as_rows(module, copied[_logits(answer if layer is None else answer[0])])
+            graph.output(logits if layer is None else (logits, copied[answer[1]]))
             continue
         else:
             new = graph.node_copy(node, lambda argument: copied[argument])
@@ -208,6 +216,15 @@ def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModul
         copied[node] = new
     module.recompile()
     return module
+
+
+def _as_rows(module: fx.GraphModule, logits: fx.Node) -> fx.Node:
+    """The logits as [N, classes]; one output a picture may come as [N]."""
+    if value(logits).ndim == 2:
+        return logits
+    builder = GraphBuilder(module)
+    with builder.origin(logits, adjoint=False):
+        return builder.call(torch.ops.aten.unsqueeze.default, logits, 1)
 
 
 def _propagate(node: fx.Node) -> None:
@@ -241,7 +258,7 @@ def _logits(answer: Any) -> fx.Node:
             f"the network returns {len(results)} tensors: wrap it so that it returns the logits alone"
         )
     logits = results[0].meta["val"]
-    if logits.ndim != 2 or isinstance(logits.shape[0], int) or not logits.dtype.is_floating_point:
+    if logits.ndim not in (1, 2) or isinstance(logits.shape[0], int) or not logits.dtype.is_floating_point:
         sizes = ", ".join(str(size) if isinstance(size, int) else "N" for size in logits.shape)
         raise UnsupportedError(
             f"the network returns [{sizes}] {logits.dtype}, not one row of logits a picture [N, classes]: "

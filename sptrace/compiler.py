@@ -22,8 +22,10 @@ from sptrace.emission import emit, saving
 from sptrace.emission.pictures import take_pictures
 from sptrace.errors import SptraceError
 from sptrace.graph import value
+from sptrace.links import LINKS, Outputs
 from sptrace.models.network import Network
 from sptrace.neuron import Neuron
+from sptrace.outputs import normalised, read_outputs
 from sptrace.programs import ProgramKind, program_kind
 from sptrace.softening import DEFAULT_PRESET, Softening
 from sptrace.verification.eager_explainer import Eager
@@ -83,6 +85,8 @@ def compile(
     std: Sequence[float] | None = None,
     input_range: tuple[float, float] = (-1.0, 1.0),
     labels: Sequence[str] | None = None,
+    link: str | None = None,
+    keep_link: bool = False,
     precision: str = "fp32",
     input: str = "float32",
     overlay: bool = False,
@@ -103,7 +107,13 @@ def compile(
             `image` as it is.
         std: three numbers above 0; see `mean`.
         input_range: the values of black and white in `image`.
-        labels: one name per class, kept in the artifact.
+        labels: one name per class, kept in the artifact. Two names of one sigmoid output: class 1 is the output, class
+            0 its negative.
+        link: what makes probabilities of the outputs: "softmax", "sigmoid", "identity" (they are probabilities
+            already), "none" (they are plain values). None: the network's end and outputs tell; where they do not, two
+            outputs or more are taken for logits of a softmax, and one for a plain value (`sptrace.outputs`).
+        keep_link: keep a softmax or sigmoid at the network's end. Else it is taken off: `logits` and what is explained
+            are what it was applied to, and the link tells what it was.
         precision: "fp32", or "fp16": weights and activations in half precision, for GPUs. Inputs and outputs are
             float32 all the same; verified at `sptrace.verification.verify.HALF`.
         input: "float32": the artifact takes what the program takes. "uint8": it takes photographs, uint8
@@ -145,6 +155,8 @@ def compile(
         softening=Softening.of(softening),
         calibration=calibration,
         options=options,
+        link=link,
+        keep_link=keep_link,
         precision=precision,
         input=input,
         overlay=overlay,
@@ -161,6 +173,8 @@ def compile_network(
     softening: Softening,
     calibration: Tensor | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
+    link: str | None = None,
+    keep_link: bool = False,
     precision: str = "fp32",
     input: str = "float32",
     overlay: bool = False,
@@ -179,12 +193,10 @@ def compile_network(
     progress("capturing the network")
     capture.check(network.module, example)
     captured = _captured(network, example, kind, settings)
+    outputs = _outputs(captured, network, example, link, keep_link)
+    _check_objective(settings, outputs)
     progress("building the pullback" if pictures is None else f"measuring layers on {len(pictures)} pictures")
-    assembled = _assembled(captured, network, kind, softening, settings, pictures)
-    if network.labels is not None and len(network.labels) != assembled.classes:
-        raise SptraceError(
-            f"{len(network.labels)} labels for {assembled.classes} classes: give one name per class"
-        )
+    assembled = _assembled(captured, network, outputs, kind, softening, settings, pictures)
     if precision == "fp16":
         half_precision.halve(assembled, example)
     progress("writing ONNX")
@@ -193,7 +205,7 @@ def compile_network(
     progress("verifying")
     hard = _jumps(assembled)
     eager_settings = kind.for_verification(settings, hard)
-    eager = Eager(program, eager_settings, network.module, preprocessing, softening, pictures)
+    eager = Eager(program, eager_settings, network.module, preprocessing, softening, pictures, outputs)
     with saving.loadable(model) as given:
         verification = verify(given, module, eager, example, hard, half=precision == "fp16")
         if input == "uint8":
@@ -207,7 +219,7 @@ def compile_network(
         network=network.name,
         weights=network.weights,
         parameters=sum(parameter.numel() for parameter in network.module.parameters()),
-        classes=assembled.classes,
+        classes=2 if outputs.is_pair else assembled.classes,
         preprocessing=preprocessing,
         settings=settings,
         softening=softening,
@@ -218,6 +230,8 @@ def compile_network(
         precision=precision,
         input=input,
         overlay=overlay,
+        link=outputs.link,
+        taken_off=outputs.taken_off,
     )
     model.metadata_props[METADATA_KEY] = description.to_json()
     return Program(module, description, model)
@@ -229,7 +243,9 @@ def program_of(network: Network, example: Tensor, name: str, softening: Softenin
     softening, settings = kind.softening(softening), kind.settings({})
     pictures = _calibration(None, example, network.preprocessing, softening)
     captured = _captured(network, example, kind, settings)
-    return compose(name, _assembled(captured, network, kind, softening, settings, pictures), settings)
+    outputs = _outputs(captured, network, example)
+    assembled = _assembled(captured, network, outputs, kind, softening, settings, pictures)
+    return compose(name, assembled, settings)
 
 
 def _captured(
@@ -241,9 +257,32 @@ def _captured(
     return capture.capture(network.module, example, settings["layer"])
 
 
+def _outputs(
+    captured: fx.GraphModule,
+    network: Network,
+    example: Tensor,
+    link: str | None = None,
+    keep_link: bool = False,
+) -> Outputs:
+    """What the outputs are; a link at the graph's end is taken off unless it is to be kept."""
+    pictures = torch.cat([example[:1], example[:1].flip(-1)])
+    return read_outputs(
+        captured, normalised(pictures, network.preprocessing), link or network.link, keep_link, network.labels
+    )
+
+
+def _check_objective(settings: Mapping[str, Any], outputs: Outputs) -> None:
+    if settings.get("objective") == "cross_entropy" and outputs.link not in ("softmax", "sigmoid"):
+        raise SptraceError(
+            f"the objective cross_entropy is a log-probability, and the network's outputs are {LINKS[outputs.link]}: "
+            'say link="softmax" or "sigmoid" if they are logits, or use the objective logit'
+        )
+
+
 def _assembled(
     captured: fx.GraphModule,
     network: Network,
+    outputs: Outputs,
     kind: ProgramKind,
     softening: Softening,
     settings: Mapping[str, Any],
@@ -251,7 +290,7 @@ def _assembled(
 ) -> Assembled:
     neuron = Neuron.of_cam(settings) if kind.is_cam else Neuron.of(settings)
     lift = _parameters(network.module, captured) if kind.varies_weights else None
-    return assemble(captured, network.preprocessing, softening, neuron, pictures, lift)
+    return assemble(captured, network.preprocessing, softening, neuron, pictures, lift, outputs)
 
 
 def example_image(preprocessing: Preprocessing) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import fx
 
 from sptrace.errors import SptraceError
 from sptrace.graph import GraphBuilder, placeholder, shape, static_shape, without_data
+from sptrace.links import Outputs
 from sptrace.neuron import Neuron
 
 aten = torch.ops.aten
@@ -36,7 +39,7 @@ def activation(module: fx.GraphModule, explained: fx.Node, neuron: Neuron) -> fx
 
 
 def choose(
-    module: fx.GraphModule, explained: fx.Node, values: fx.Node, neuron: Neuron
+    module: fx.GraphModule, explained: fx.Node, values: fx.Node, neuron: Neuron, outputs: Outputs
 ) -> tuple[fx.Node, fx.Node]:
     """Add the input `target` or `direction`.
 
@@ -45,6 +48,7 @@ def choose(
         explained: the logits, or the layer's output.
         values: what `activation` gave.
         neuron: what is explained.
+        outputs: what the logits are.
 
     Returns:
         What was chosen: the target int64 [N] with every -1 resolved, or the direction float32 [N, units]. And the
@@ -60,14 +64,27 @@ def choose(
     with builder.origin(given, adjoint=True):
         if neuron.direction:
             return given, _everywhere(builder, given, explained, neuron)
-        chosen = _resolve(builder, given, values, neuron)
-        column = builder.reshape(chosen, [-1, 1])
-        numbers = builder.constant("target_numbers", torch.arange(units).reshape(1, -1))
-        direction = builder.call(aten.to.dtype, builder.call(aten.eq.Tensor, numbers, column), torch.float32)
+        if outputs.is_pair and neuron.layer is None:
+            chosen = _resolve(builder, given, values, replace(neuron, unit=1))  # class 1 is the one logit
+            column = builder.call(aten.to.dtype, builder.reshape(chosen, [-1, 1]), torch.float32)
+            direction = builder.call(aten.sub.Tensor, builder.call(aten.mul.Tensor, column, 2.0), 1.0)
+        else:
+            chosen = _resolve(builder, given, values, neuron)
+            column = builder.reshape(chosen, [-1, 1])
+            numbers = builder.constant("target_numbers", torch.arange(units).reshape(1, -1))
+            is_chosen = builder.call(aten.eq.Tensor, numbers, column)
+            direction = builder.call(aten.to.dtype, is_chosen, torch.float32)
         if neuron.objective == "cross_entropy":
-            # The log-probability of the target: the softmax of the logits is subtracted.
-            direction = builder.call(aten.sub.Tensor, direction, builder.call(aten.softmax.int, values, 1))
+            direction = _of_log_probability(builder, direction, values, outputs.link)
         return chosen, _everywhere(builder, direction, explained, neuron)
+
+
+def _of_log_probability(builder: GraphBuilder, direction: fx.Node, values: fx.Node, link: str) -> fx.Node:
+    """The derivative of the log-probability: d - softmax(z); or d sigmoid(-d z), where d is -1 for a pair's class 0."""
+    if link == "softmax":
+        return builder.call(aten.sub.Tensor, direction, builder.call(aten.softmax.int, values, 1))
+    against = builder.call(aten.neg.default, builder.call(aten.mul.Tensor, direction, values))
+    return builder.call(aten.mul.Tensor, direction, builder.call(aten.sigmoid.default, against))
 
 
 def _resolve(builder: GraphBuilder, target: fx.Node, values: fx.Node, neuron: Neuron) -> fx.Node:

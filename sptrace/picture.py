@@ -51,6 +51,8 @@ class Row:
         attribution: float32 [3, H, W].
         arrived: of an ascent the picture that it arrives at, uint8 [H, W, 3].
         probability_out: of the class in that picture.
+        value: what the network gives where that has no probability; None where nothing is to be said.
+        value_out: the same in that picture.
     """
 
     label: str
@@ -58,6 +60,8 @@ class Row:
     attribution: NDArray[np.float32]
     arrived: NDArray[np.uint8] | None = None
     probability_out: float | None = None
+    value: float | None = None
+    value_out: float | None = None
 
 
 def draw(photo: Image.Image, rows: Sequence[Row], *, program: str, network: str) -> Image.Image:
@@ -167,14 +171,14 @@ def _draw_row(canvas: Image.Image, top: int, panel: tuple[int, int], photo: Imag
 
 
 def _draw_title(canvas: Image.Image, top: int, right: int, row: Row) -> None:
-    """The class and its probability if it has one, no further than `right`."""
+    """The class and its probability or value, if it has one, no further than `right`."""
     pen, font = ImageDraw.Draw(canvas), _font(TITLE)
-    probability = "" if row.probability is None else f"   {row.probability:.1%}"
-    if row.probability is not None and row.probability_out is not None:
-        probability += f", then {row.probability_out:.1%}"
-    label = _fit(row.label, TITLE, right - MARGIN - font.getlength(probability))
+    shares = [f"{share:.1%}" for share in (row.probability, row.probability_out) if share is not None]
+    values = [f"{value:.4g}" for value in (row.value, row.value_out) if value is not None]
+    figures = "".join(f"   {', then '.join(given)}" for given in (shares, values) if given)
+    label = _fit(row.label, TITLE, right - MARGIN - font.getlength(figures))
     pen.text((MARGIN, top), label, INK, font)
-    pen.text((MARGIN + font.getlength(label), top), probability, FAINT, font)
+    pen.text((MARGIN + font.getlength(label), top), figures, FAINT, font)
 
 
 def _draw_bar(canvas: Image.Image, top: int, right: int, scale: float) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from sptrace import links
 from sptrace.artifact import METADATA_KEY, Description
 from sptrace.binding import BoundExplainer
 from sptrace.errors import SptraceError
@@ -47,6 +48,7 @@ class Explanation:
         activation: float32 [N, channels] of the layer whose channels are explained; None where classes are.
         logits_out: float32 [N, classes] of `image_out`; None if the artifact does not give them.
         overlay: uint8 [N, H, W, 3], the explanation drawn over the photograph; None if the artifact does not draw it.
+        link: what makes probabilities of the logits, one of `sptrace.links.LINKS`.
     """
 
     attribution: NDArray[np.float32]
@@ -57,25 +59,42 @@ class Explanation:
     activation: NDArray[np.float32] | None = None
     logits_out: NDArray[np.float32] | None = None
     overlay: NDArray[np.uint8] | None = None
+    link: str = "softmax"
 
     @property
-    def probabilities(self) -> NDArray[np.float32]:
-        """Softmax of the logits, float32 [N, classes]."""
-        return _softmax(self.logits)
+    def scores(self) -> NDArray[np.float32]:
+        """What each class has, float32 [N, classes]: the logits, or of one logit for two its negative and itself."""
+        return links.scores(self.link, self.logits, self.labels)
+
+    @property
+    def probabilities(self) -> NDArray[np.float32] | None:
+        """What the link makes of the logits, float32 [N, classes]; None where they are plain values."""
+        return links.probabilities(self.link, self.logits, self.labels)
+
+    @property
+    def scores_out(self) -> NDArray[np.float32] | None:
+        """`scores` of `image_out`; None if its logits are not given."""
+        return None if self.logits_out is None else links.scores(self.link, self.logits_out, self.labels)
 
     @property
     def probabilities_out(self) -> NDArray[np.float32] | None:
-        """The same of `image_out`; None if its logits are not given."""
-        return None if self.logits_out is None else _softmax(self.logits_out)
+        """`probabilities` of `image_out`; None if its logits are not given."""
+        return (
+            None if self.logits_out is None else links.probabilities(self.link, self.logits_out, self.labels)
+        )
 
     def label(self, sample: int = 0) -> str:
-        """Name of what was explained in a sample: a class, "class 7" if it has no name, "channel 7", "direction"."""
+        """Name of what was explained in a sample: a class, "class 7" if it has no name, "channel 7", "direction".
+
+        An output that is a plain value, and has no name, is "output 7".
+        """
         if self.target is None:
             return "direction"
         index = int(self.target[sample])
         if self.activation is not None:
             return f"channel {index}"
-        return self.labels[index] if self.labels else f"class {index}"
+        unnamed = "output" if self.link == "none" else "class"
+        return self.labels[index] if self.labels else f"{unnamed} {index}"
 
 
 class Explainer:
@@ -84,7 +103,7 @@ class Explainer:
     Attributes:
         description: all that the artifact says about itself.
         labels: one name per class, or None.
-        classes: number of classes.
+        classes: number of classes; two where one logit stands for two.
         input_size: height and width of `image`.
         input_range: the values of black and white in `image`.
         providers: names of the execution providers in use, in the order of preference.
@@ -113,7 +132,10 @@ class Explainer:
         self._outputs = list(shapes)
         self._layer = description.settings["layer"] if "activation" in shapes else None
         self._unit = description.settings.get("unit")
+        if self._layer is None and links.is_pair(int(shapes["logits"][1]), self.labels):
+            self._unit = 1  # of one logit for two classes
         self.units = self.classes if self._layer is None else int(shapes["activation"][1])
+        self._directions = int(shapes["logits" if self._layer is None else "activation"][1])
         self.takes_pictures = description.input == "uint8"
         self.takes_direction = any(item.name == "direction" for item in session.get_inputs())
 
@@ -132,8 +154,8 @@ class Explainer:
                 photograph. Of an artifact that `takes_pictures`: uint8 [N, H, W, 3] of any H and W.
             target: the class to explain: its index or its name, for all images or one per image. A name is
                 a label, or one of the comma-separated parts of a label in any case. None, or an index of
-                -1: the predicted class. If the artifact explains a layer, the index of a channel; -1 for the unit
-                that was compiled in or else the channel with the largest value.
+                -1: the predicted class, or the one logit (of two classes class 1). If the artifact explains a layer,
+                the index of a channel; -1 for the unit that was compiled in or else the channel with the largest value.
             direction: floating point [N, units], or [units] for all images: what to explain in place of a target,
                 for artifacts that were compiled so.
             settings: of the program, those that can be given at run time (`settings` names them); for example
@@ -178,7 +200,7 @@ class Explainer:
     ) -> Explanation:
         """The artifact's answers to what it was given, each by name."""
         targets = None if self.takes_direction else self._resolved(feeds["target"], answers)
-        return Explanation(target=targets, labels=self.labels, **answers)
+        return Explanation(target=targets, labels=self.labels, link=self.description.link, **answers)
 
     def bind(self, batch: int, *, device: str = "cpu", device_id: int = 0) -> BoundExplainer:
         """Give inputs and outputs of one batch size places in memory that stay the same.
@@ -222,7 +244,7 @@ class Explainer:
         self, direction: NDArray[np.floating[Any]] | None, target: Target, samples: int
     ) -> NDArray[np.float32]:
         """The direction as float32 [N, units]."""
-        wanted = f"[N, {self.units}]"
+        wanted = f"[N, {self._directions}]"
         if target is not None:
             raise SptraceError(f"this artifact takes no target: pass direction=, float32 {wanted}")
         if direction is None:
@@ -230,12 +252,12 @@ class Explainer:
         direction = np.asarray(direction)
         if not np.issubdtype(direction.dtype, np.floating):
             raise SptraceError(f"the direction is {direction.dtype}: pass float32 {wanted}")
-        if direction.shape == (self.units,):
-            direction = np.broadcast_to(direction, (samples, self.units))
-        if direction.shape != (samples, self.units):
+        if direction.shape == (self._directions,):
+            direction = np.broadcast_to(direction, (samples, self._directions))
+        if direction.shape != (samples, self._directions):
             raise SptraceError(
                 f"the direction is {list(direction.shape)}: for {samples} images the artifact takes "
-                f"[{samples}, {self.units}], or [{self.units}] for all"
+                f"[{samples}, {self._directions}], or [{self._directions}] for all"
             )
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
             direction = np.ascontiguousarray(direction, dtype=np.float32)
@@ -282,7 +304,7 @@ class Explainer:
             raise SptraceError(f"{target!r} is not a class: give its index or its name")
         if not PREDICTED <= index < self.units:
             kind, unnamed = ("class", "predicted") if self._layer is None else ("channel", "largest")
-            default = f"the {unnamed} one" if self._unit is None else f"channel {self._unit}"
+            default = f"the {unnamed} one" if self._unit is None else f"{kind} {self._unit}"
             raise SptraceError(f"there is no {kind} {index}: give 0 to {self.units - 1}, or -1 for {default}")
         return index
 
@@ -388,11 +410,6 @@ def _require_providers(wanted: Sequence[str], present: Sequence[str], problem: s
             raise SptraceError(
                 f"the execution provider {name} {problem}: available are {', '.join(present)}{advice}"
             )
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def _names(label: str) -> list[str]:

@@ -65,15 +65,22 @@ def write(
         if weights.exists():
             shutil.copyfile(weights, model / "1" / weights.name)
         if description.labels:
-            labels = "".join(f"{label}\n" for label in description.labels)
+            # The server names what stands in `logits`: of one logit for two classes that is class 1.
+            (outputs,) = (value.shape[1] for value in file.outputs if value.name == "logits")
+            named = description.labels[-1:] if outputs == 1 else description.labels
+            labels = "".join(f"{label}\n" for label in named)
             (model / "labels.txt").write_text(labels, encoding="utf-8")
-        config = _config(name, file, max_batch, bool(description.labels))
+        config = _config(name, file, max_batch, description)
         (model / "config.pbtxt").write_text(config, encoding="utf-8")
     return folder
 
 
-def _config(name: str, file: OnnxFile, max_batch: int, labelled: bool) -> str:
-    """The model's configuration, a ModelConfig of Triton as protobuf text."""
+def _config(name: str, file: OnnxFile, max_batch: int, description: Description) -> str:
+    """The model's configuration, a ModelConfig of Triton as protobuf text.
+
+    Its parameter `link` says what makes probabilities of the logits, one of `sptrace.links.LINKS`.
+    """
+    labelled = bool(description.labels)
     inputs = [_input(value) for value in file.inputs if value.name in _REQUIRED]
     outputs = [
         _tensor(value, 'label_filename: "labels.txt"' if labelled and value.name == "logits" else "")
@@ -90,6 +97,7 @@ def _config(name: str, file: OnnxFile, max_batch: int, labelled: bool) -> str:
             "output [",
             ",\n".join(outputs),
             "]",
+            f'parameters {{ key: "link" value {{ string_value: "{description.link}" }} }}',
             "dynamic_batching { max_queue_delay_microseconds: 2000 }",
             "",
         ]

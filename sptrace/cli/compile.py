@@ -19,6 +19,7 @@ from sptrace.cli.settings import read_settings
 from sptrace.cli.softening import read_photographs, read_softening
 from sptrace.errors import SptraceError
 from sptrace.files import require_writable
+from sptrace.links import LINKS, check_link
 from sptrace.programs import PROGRAMS, Setting, program_kind
 from sptrace.softening import DEFAULT_PRESET, PRESETS, Softening
 
@@ -106,6 +107,20 @@ def compile_(
     direction: Annotated[
         bool, typer.Option("--direction", help="Explain a direction given at run time, in place of a target.")
     ] = False,
+    link: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What makes probabilities of the network's outputs: {', '.join(LINKS)}.",
+            show_default="what the network's end tells",
+        ),
+    ] = None,
+    keep_link: Annotated[
+        bool,
+        typer.Option(
+            "--keep-link",
+            help="Explain what a softmax or sigmoid at the network's end gives, not what it is given.",
+        ),
+    ] = False,
     precision: Annotated[
         str, typer.Option(help="fp32, or fp16 for GPUs: half the file, float32 inputs and outputs.")
     ] = "fp32",
@@ -134,7 +149,10 @@ def compile_(
     require_writable(output)
     check_precision(precision)
     check_input(input_, overlay)
+    if link is not None:
+        check_link(link)
     form: dict[str, Any] = {"precision": precision, "input": input_, "overlay": overlay}
+    form |= {"link": link, "keep_link": keep_link}
     options = _with_neuron(read_settings(option), layer, unit, position, direction)
     program_kind(program).settings(options)
     if calibrate and scale == "sample":
@@ -240,8 +258,10 @@ def _verified(description: Description) -> str:
         for gate in description.gates
     )
     batches = " and ".join(str(batch.batch) for batch in verification.batches)
+    taken_off = f"; {description.taken_off} at its end taken off" if description.taken_off else ""
     return (
         f"{description.program} of {description.network}{_neuron(description)}; gates: {gates or 'none'}\n"
+        f"outputs: {LINKS[description.link]}{taken_off}\n"
         f"verified against eager PyTorch at batch sizes {batches}: "
         f"error {worst:.1e} (allowed {verification.tolerance:.0e})"
     )

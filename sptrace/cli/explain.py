@@ -22,6 +22,9 @@ from sptrace.errors import SptraceError
 from sptrace.files import replacing, require_writable
 from sptrace.runtime import Explainer, Explanation
 
+SHARED = ("labels", "link")
+"""What an explanation says of all samples together."""
+
 
 def explain(
     artifact: Annotated[Path, typer.Argument(help="ONNX file written by `sptrace compile`.")],
@@ -147,23 +150,23 @@ def _explain(
     joined: dict[str, Any] = {
         item.name: np.concatenate([getattr(first, item.name), getattr(rest, item.name)])
         for item in fields(Explanation)
-        if item.name != "labels" and getattr(first, item.name) is not None
+        if item.name not in SHARED and getattr(first, item.name) is not None
     }
     return replace(first, **joined)
 
 
 def _values(explanation: Explanation) -> NDArray[np.float32]:
-    """What the target was chosen from: logits, or a layer's channels."""
-    return explanation.logits if explanation.activation is None else explanation.activation
+    """What the target was chosen from: classes, or a layer's channels."""
+    return explanation.scores if explanation.activation is None else explanation.activation
 
 
-def _probability(
-    explanation: Explanation, probabilities: NDArray[np.float32] | None, sample: int
+def _of_explained(
+    explanation: Explanation, of_classes: NDArray[np.float32] | None, sample: int
 ) -> float | None:
-    """That of the class which was explained; channels and directions have none."""
-    if probabilities is None or explanation.target is None or explanation.activation is not None:
+    """The number of the class which was explained; channels and directions have none."""
+    if of_classes is None or explanation.target is None or explanation.activation is not None:
         return None
-    return float(probabilities[sample, explanation.target[sample]])
+    return float(of_classes[sample, explanation.target[sample]])
 
 
 def _draw(explainer: Explainer, explanation: Explanation, seen: Image.Image, output: Path) -> None:
@@ -173,13 +176,17 @@ def _draw(explainer: Explainer, explanation: Explanation, seen: Image.Image, out
     arrived = None
     if explanation.image_out is not None:
         arrived = photo.restore(explanation.image_out, description.preprocessing)
+    plain = explanation.probabilities is None
+    values, values_out = (explanation.scores, explanation.scores_out) if plain else (None, None)
     rows = [
         picture.Row(
             explanation.label(sample) + of_layer,
-            _probability(explanation, explanation.probabilities, sample),
+            _of_explained(explanation, explanation.probabilities, sample),
             attribution,
             None if arrived is None else arrived[sample],
-            _probability(explanation, explanation.probabilities_out, sample),
+            _of_explained(explanation, explanation.probabilities_out, sample),
+            _of_explained(explanation, values, sample),
+            _of_explained(explanation, values_out, sample),
         )
         for sample, attribution in enumerate(explanation.attribution)
     ]
@@ -187,8 +194,9 @@ def _draw(explainer: Explainer, explanation: Explanation, seen: Image.Image, out
 
 
 def _save_numbers(explanation: Explanation, path: Path) -> None:
-    numbers = {item.name: getattr(explanation, item.name) for item in fields(Explanation)}
-    del numbers["labels"]
+    numbers = {
+        item.name: getattr(explanation, item.name) for item in fields(Explanation) if item.name not in SHARED
+    }
     with replacing(path) as temporary:
         np.savez(temporary, **{name: array for name, array in numbers.items() if array is not None})
 
@@ -204,27 +212,36 @@ def _table(explanation: Explanation) -> Table:
             value = float(explanation.activation[sample, index])
             table.add_row(str(index), explanation.label(sample), f"{value:.3f}")
         return table
-    table.add_column("class", overflow="fold")
-    table.add_column("probability", justify="right")
-    table.add_column("logit", justify="right")
+    plain = explanation.probabilities is None
+    table.add_column("output" if plain else "class", overflow="fold")
+    columns = (
+        ["value"]
+        if plain
+        else ["probability"]
+        if explanation.link == "identity"
+        else ["probability", "logit"]
+    )
+    for column in columns:
+        table.add_column(column, justify="right")
     classes = replace(explanation, activation=None)
     if explanation.target is None:
-        classes = replace(classes, target=explanation.logits.argmax(axis=1))
+        classes = replace(classes, target=explanation.scores.argmax(axis=1))
     assert classes.target is not None
-    after = explanation.probabilities_out
+    after = explanation.scores_out
     if after is not None:
         table.add_column("after the ascent", justify="right")
-        table.add_column("then most probable", overflow="fold")
+        if not plain:
+            table.add_column("then most probable", overflow="fold")
     for sample, index in enumerate(classes.target):
-        logit = float(explanation.logits[sample, index])
-        row = [
-            str(index),
-            classes.label(sample),
-            f"{explanation.probabilities[sample, index]:.2%}",
-            f"{logit:.3f}",
-        ]
-        if after is not None:
+        row = [str(index), classes.label(sample)]
+        if explanation.probabilities is not None:
+            row.append(f"{explanation.probabilities[sample, index]:.2%}")
+        if columns[-1] != "probability":
+            row.append(f"{explanation.scores[sample, index]:.3f}")
+        if after is not None and explanation.probabilities_out is None:
+            row.append(f"{after[sample, index]:.3f}")
+        elif after is not None and explanation.probabilities_out is not None:
             winners = replace(classes, target=after.argmax(axis=1))
-            row += [f"{after[sample, index]:.2%}", winners.label(sample)]
+            row += [f"{explanation.probabilities_out[sample, index]:.2%}", winners.label(sample)]
         table.add_row(*row)
     return table

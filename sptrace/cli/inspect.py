@@ -14,6 +14,7 @@ from rich.table import Table
 
 from sptrace.artifact import METADATA_KEY, Description, Verification
 from sptrace.errors import SptraceError
+from sptrace.links import LINKS
 from sptrace.onnx_file import OnnxFile, Value, outline
 from sptrace.portability import Portability, portability
 
@@ -61,8 +62,16 @@ def _summary(artifact: Path, file: OnnxFile, description: Description) -> Table:
         ("weights", description.weights),
         ("parameters", f"{description.parameters:,}"),
         ("classes", f"{description.classes}{'' if description.labels else ' (without names)'}"),
+        ("outputs", _outputs(description)),
         ("written by", f"sptrace {description.version}"),
     )
+
+
+def _outputs(description: Description) -> str:
+    """What `logits` are, and what was taken off the network's end."""
+    taken_off = description.taken_off
+    before = "" if taken_off is None else f"; the network ends in {taken_off}, which was taken off"
+    return f"{LINKS[description.link]} (link {description.link}){before}"
 
 
 def _softening(description: Description) -> str:

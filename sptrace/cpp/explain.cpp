@@ -561,7 +561,36 @@ class Explainer {
   // The class's name, or its number where the artifact has no names or explains a layer's channels.
   std::string label(std::int64_t target) const {
     if (explains_a_layer()) return "channel " + std::to_string(target);
-    return labels_.empty() ? "class " + std::to_string(target) : labels_[static_cast<std::size_t>(target)];
+    if (!labels_.empty()) return labels_[static_cast<std::size_t>(target)];
+    return (link() == "none" ? "output " : "class ") + std::to_string(target);
+  }
+
+  // What makes probabilities of the logits: softmax, sigmoid, identity (they are that already) or none (sptrace/links.py).
+  std::string link() const {
+    const std::string& named = description_["link"].text;
+    return named == "null" ? "softmax" : named;  // not said by older artifacts
+  }
+
+  // Of one logit with two names class 1 is the logit, class 0 its negative.
+  bool is_pair(const std::vector<float>& logits) const { return logits.size() == 1 && labels_.size() == 2; }
+
+  // What each class has: the logits; of one logit for two classes its negative and itself.
+  std::vector<float> scores(const std::vector<float>& logits) const {
+    if (!is_pair(logits)) return logits;
+    return {link() == "identity" ? 1 - logits[0] : -logits[0], logits[0]};
+  }
+
+  // The probability of a class; nothing where outputs are plain values.
+  std::optional<double> probability(const std::vector<float>& logits, std::int64_t of) const {
+    const std::vector<float> all = scores(logits);
+    const double own = all[static_cast<std::size_t>(of)];
+    if (link() == "none") return std::nullopt;
+    if (link() == "identity") return own;
+    if (link() == "sigmoid") return 1 / (1 + std::exp(-own));
+    const double largest = *std::max_element(all.begin(), all.end());
+    double sum = 0;
+    for (const float score : all) sum += std::exp(score - largest);
+    return std::exp(own - largest) / sum;
   }
 
   bool explains_a_layer() const { return std::count(outputs_.begin(), outputs_.end(), "activation") > 0; }
@@ -623,12 +652,13 @@ class Explainer {
         result.overlay = Picture{picture.width, picture.height, Bytes(pixels, pixels + picture.pixels.size())};
       }
     }
-    if (units.empty()) units = result.logits;
+    const bool pair = units.empty() && is_pair(result.logits);
+    if (units.empty()) units = scores(result.logits);
     const auto count = static_cast<std::int64_t>(units.size());
     if (target < -1 || target >= count) {
       fail("there is no class " + std::to_string(target) + ": give 0 to " + std::to_string(count - 1));
     }
-    result.target = target >= 0 ? target : std::max_element(units.begin(), units.end()) - units.begin();
+    result.target = target >= 0 ? target : pair ? 1 : std::max_element(units.begin(), units.end()) - units.begin();
     return result;
   }
 
@@ -672,13 +702,6 @@ class Explainer {
   std::vector<std::string> labels_, outputs_;
   std::map<std::string, ONNXTensorElementDataType> settings_;
 };
-
-float probability(const std::vector<float>& logits, std::int64_t of) {
-  const float largest = *std::max_element(logits.begin(), logits.end());
-  float sum = 0;
-  for (const float logit : logits) sum += std::exp(logit - largest);
-  return std::exp(logits[static_cast<std::size_t>(of)] - largest) / sum;
-}
 
 // ---------------------------------------------------------------------------------------------- command line
 
@@ -812,10 +835,15 @@ void run(const Arguments& arguments) {
 
   std::printf("%s (%lld)\n", explainer.label(explanation.target).c_str(), static_cast<long long>(explanation.target));
   if (!explainer.explains_a_layer()) {
-    std::printf("score %.4f, probability %.1f %%\n", explanation.logits[static_cast<std::size_t>(explanation.target)],
-                100 * probability(explanation.logits, explanation.target));
+    const auto of = static_cast<std::size_t>(explanation.target);
+    const std::optional<double> probability = explainer.probability(explanation.logits, explanation.target);
+    std::printf("%s %.4f", probability ? "score" : "value", explainer.scores(explanation.logits)[of]);
+    if (probability) std::printf(", probability %.1f %%", 100 * *probability);
+    std::printf("\n");
     if (!explanation.logits_out.empty()) {
-      std::printf("after the ascent %.1f %%\n", 100 * probability(explanation.logits_out, explanation.target));
+      const std::optional<double> after = explainer.probability(explanation.logits_out, explanation.target);
+      if (after) std::printf("after the ascent %.1f %%\n", 100 * *after);
+      else std::printf("after the ascent %.4f\n", explainer.scores(explanation.logits_out)[of]);
     }
   }
   std::nth_element(milliseconds.begin(), milliseconds.begin() + arguments.repeat / 2, milliseconds.end());

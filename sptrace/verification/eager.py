@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sptrace.links import LOGITS, Outputs
+from sptrace.verification.eager_link import WatchedEnd
 from sptrace.verification.eager_mode import SoftenedGates
 from sptrace.verification.eager_rules import Rule, Rules, check
 from sptrace.verification.eager_scopes import Scopes
@@ -33,6 +35,7 @@ def reference(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_range: tuple[float, float] = (-1.0, 1.0),
+    outputs: Outputs = LOGITS,
     objective: str = "logit",
     layer: str | None = None,
     position: Sequence[int] | None = None,
@@ -80,6 +83,8 @@ def reference(
             ((image - low) / (high - low) - mean) / std; when None, the image as it is.
         std: see `mean`; both or neither.
         input_range: (low, high), the values of black and white in `image`.
+        outputs: what the network's outputs are; what is `taken_off` its end is neither in the logits nor in what is
+            pulled back. Of a pair the target 1 (or -1) is the one logit, 0 its negative.
         objective: what is pulled back: the target's "logit", or its log-probability ("cross_entropy").
         layer: path of a module that is called once and gives [N, C, H, W], [N, T, C] or [N, C]: explained are its
             channels, summed over space or tokens. None: the logits.
@@ -98,11 +103,13 @@ def reference(
 
     """
     with torch.enable_grad(), _frozen(module):
-        leaf, logits, kept = _run(module, image, layer, rules, scales, mean, std, input_range, jitter, seed)
+        leaf, logits, kept = _run(
+            module, image, layer, rules, scales, mean, std, input_range, outputs, jitter, seed
+        )
         values = logits if kept is None else _summed(kept, position)
-        resolved, direction = _directed(target, values)
+        resolved, direction = _directed(target, values, outputs.is_pair and kept is None)
         if objective == "cross_entropy":
-            direction = direction - values.detach().softmax(1)
+            direction = _of_log_probability(direction, values.detach(), outputs.link)
         (attribution,) = torch.autograd.grad(values, leaf, direction)
     return attribution, logits.detach(), resolved
 
@@ -118,14 +125,17 @@ def at_layer(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_range: tuple[float, float] = (-1.0, 1.0),
+    outputs: Outputs = LOGITS,
     jitter: float = 0.0,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return a layer's output, and the target logit pulled back to it; arguments as of `reference`."""
     with torch.enable_grad(), _frozen(module):
-        _, logits, kept = _run(module, image, layer, rules, scales, mean, std, input_range, jitter, seed)
+        _, logits, kept = _run(
+            module, image, layer, rules, scales, mean, std, input_range, outputs, jitter, seed
+        )
         assert kept is not None
-        (cotangent,) = torch.autograd.grad(logits, kept, _directed(target, logits)[1])
+        (cotangent,) = torch.autograd.grad(logits, kept, _directed(target, logits, outputs.is_pair)[1])
     return kept.detach(), cotangent
 
 
@@ -141,7 +151,7 @@ def activation(
 ) -> Tensor:
     """Return the layer's channels [N, C], at the position or summed; arguments as of `reference`."""
     with torch.enable_grad(), _frozen(module):
-        _, _, kept = _run(module, image, layer, {}, None, mean, std, input_range, 0.0, 0)
+        _, _, kept = _run(module, image, layer, {}, None, mean, std, input_range, LOGITS, 0.0, 0)
         assert kept is not None
         return _summed(kept, position).detach()
 
@@ -155,6 +165,7 @@ def _run(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     input_range: tuple[float, float],
+    outputs: Outputs,
     jitter: float,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -175,23 +186,44 @@ def _run(
         kept.append(output.clone())
         return kept[0].clone()  # what follows may work in place
 
+    end = WatchedEnd()
     hook = None if layer is None else module.get_submodule(layer).register_forward_hook(keep)
     try:
-        with SoftenedGates(rules, scopes, jitter, seed), scopes.following(module):
+        with SoftenedGates(rules, scopes, jitter, seed), scopes.following(module), end:
             output = module(pixels)
     finally:
         if hook is not None:
             hook.remove()
     logits = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if outputs.taken_off is not None:
+        logits = end.before(logits, outputs.taken_off, len(image))
+    if logits.ndim < 2:  # one output a picture; and squeeze() takes away a batch of one
+        logits = logits.reshape(len(image), -1)
     return leaf, logits, kept[0] if kept else None
 
 
-def _directed(target: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _directed(target: Tensor, values: Tensor, is_pair: bool) -> tuple[Tensor, Tensor]:
     """Return the target with every -1 resolved, and the direction that it names; a direction is both itself."""
     if target.is_floating_point():
         return target, target
+    if is_pair:
+        resolved = target.abs()
+        return resolved, (2.0 * resolved - 1).to(values.dtype)[:, None]
     resolved = torch.where(target == -1, values.argmax(1), target)
     return resolved, F.one_hot(resolved, values.shape[1]).to(values.dtype)
+
+
+def _of_log_probability(direction: Tensor, values: Tensor, link: str) -> Tensor:
+    """Turn the direction of a logit into that of the logarithm of its probability."""
+    with torch.enable_grad():
+        logits = values.clone().requires_grad_()
+        if link == "softmax":
+            log_probability = (direction * logits.log_softmax(1)).sum()
+        else:
+            log_probability = (
+                direction.abs() * F.logsigmoid(torch.where(direction < 0, -logits, logits))
+            ).sum()
+        return torch.autograd.grad(log_probability, logits)[0]
 
 
 def _summed(output: Tensor, position: Sequence[int] | None) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sptrace.artifact import Preprocessing
+from sptrace.links import LOGITS, Outputs
 from sptrace.programs import program_kind
 from sptrace.softening import Softening
 from sptrace.verification.eager import Rule, activation, at_layer, measure, reference
@@ -27,6 +28,7 @@ class Eager:
         preprocessing: its mean, std and input_range.
         softening: rules and temperatures.
         calibration: pictures on which relative temperatures are fixed, float32 [M, 3, H, W]; None: they are not.
+        outputs: what the network's outputs are, and what is taken off its end.
     """
 
     program: str
@@ -35,6 +37,7 @@ class Eager:
     preprocessing: Preprocessing
     softening: Softening
     calibration: Tensor | None = None
+    outputs: Outputs = LOGITS
 
     @cached_property
     def scales(self) -> list[float] | None:
@@ -69,9 +72,10 @@ class Eager:
 
     def logits(self, image: Tensor) -> Tensor:
         """The network's own, float32 [N, classes]."""
-        return reference(
-            self.network, image, torch.zeros(len(image), dtype=torch.int64), rules={}, **self.normalisation()
-        )[1]
+        target = torch.zeros(len(image), dtype=torch.int64)
+        return reference(self.network, image, target, rules={}, outputs=self.outputs, **self.normalisation())[
+            1
+        ]
 
     def normalisation(self) -> dict[str, Any]:
         """What the reference needs to know of the preprocessing."""
@@ -96,6 +100,7 @@ class _Pull:
             target,
             rules=eager.softening.gates,
             scales=eager.scales,
+            outputs=eager.outputs,
             objective=settings.get("objective", "logit"),
             layer=None if is_cam else settings["layer"],
             position=settings.get("position"),
@@ -121,6 +126,7 @@ class _Pull:
             layer=self.eager.settings["layer"],
             rules=rules,
             scales=self.eager.scales,
+            outputs=self.eager.outputs,
             jitter=self.jitter,
             seed=self.seed,
             **self.eager.normalisation(),

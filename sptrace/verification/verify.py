@@ -102,7 +102,7 @@ def verify(
         feeds |= {"image": images.numpy(), neuron.name: chosen.numpy()}
         answers = dict(zip(names, session.run(names, feeds), strict=True))
         # What the program itself took for the largest: two equal logits are no error of the pullback.
-        resolved = chosen if neuron.name == "direction" else _resolved(answers, eager.settings)
+        resolved = chosen if neuron.name == "direction" else _resolved(answers, eager)
         places = [slice(0, len(example)), slice(len(example), None)][:count]
         each = [references.of(part, resolved[place]) for part, place in zip(parts, places, strict=False)]
         measured.append(_compare(answers, of_module, each, eager, hard))
@@ -198,10 +198,10 @@ def _chosen(neuron: onnxruntime.NodeArg, pictures: int) -> Tensor:
     return torch.randn(pictures, neuron.shape[1], generator=torch.Generator().manual_seed(0))
 
 
-def _resolved(answers: Mapping[str, NDArray[np.float32]], settings: Mapping[str, Any]) -> Tensor:
+def _resolved(answers: Mapping[str, NDArray[np.float32]], eager: Eager) -> Tensor:
     """What a target of -1 stands for, int64 [N]."""
     values = answers.get("activation", answers["logits"])
-    unit = settings.get("unit")
+    unit = 1 if eager.outputs.is_pair and "activation" not in answers else eager.settings.get("unit")
     return torch.from_numpy(values.argmax(axis=1)) if unit is None else torch.full((len(values),), unit)
 
 

@@ -11,13 +11,32 @@ function say(text, error = false) {
   element("status").classList.toggle("error", error);
 }
 
-const label = (index) => state.about.description.labels?.[index] ?? `class ${index}`;
+// Two names of one logit: class 1 is the logit, class 0 its negative.
+const isPair = (logits) => logits.length === 1 && state.about.description.labels?.length === 2;
+const link = () => state.about.description.link ?? "softmax";
+const label = (index) => state.about.description.labels?.[index] ?? `${link() === "none" ? "output" : "class"} ${index}`;
 
-function softmax(logits) {
-  const largest = Math.max(...logits);
-  const powers = Array.from(logits, (logit) => Math.exp(logit - largest));
+// What each class has: the logits; of one logit for two classes its negative and itself.
+function scores(logits) {
+  const [only] = logits;
+  return isPair(logits) ? [link() === "identity" ? 1 - only : -only, only] : Array.from(logits);
+}
+
+// What the link makes of the scores; null where they are plain values (sptrace/links.py).
+function probabilities(scores) {
+  if (link() === "none") return null;
+  if (link() === "identity") return scores;
+  if (link() === "sigmoid") return scores.map((score) => 1 / (1 + Math.exp(-score)));
+  const largest = Math.max(...scores);
+  const powers = scores.map((score) => Math.exp(score - largest));
   const sum = powers.reduce((a, b) => a + b, 0);
   return powers.map((power) => power / sum);
+}
+
+// What is said of a class: its probability, or its value.
+function figure(scores, index) {
+  const shares = probabilities(scores);
+  return shares ? `${(100 * shares[index]).toFixed(1)} %` : Number(scores[index].toPrecision(4)).toString();
 }
 
 async function load() {
@@ -131,12 +150,12 @@ async function explain() {
 
 function draw(answers) {
   const { cut, about } = state;
-  const probabilities = softmax(answers.logits.data);
-  const order = probabilities.map((_, index) => index).sort((a, b) => probabilities[b] - probabilities[a]);
-  state.explained = state.target < 0 ? order[0] : state.target;
+  const given = scores(answers.logits.data);
+  const order = given.map((_, index) => index).sort((a, b) => given[b] - given[a]);
+  state.explained = state.target >= 0 ? state.target : isPair(answers.logits.data) ? 1 : order[0];
   const listed = order.slice(0, 5);
   if (!listed.includes(state.explained)) listed.push(state.explained);
-  element("top").replaceChildren(...listed.map((index) => classButton(index, probabilities[index])));
+  element("top").replaceChildren(...listed.map((index) => classButton(index, figure(given, index), probabilities(given)?.[index] ?? 0)));
   element("explained").textContent = label(state.explained);
   state.share = shares(answers.attribution.data, cut.width * cut.height);
   const heat = new Uint8ClampedArray(cut.pixels.length);
@@ -147,17 +166,17 @@ function draw(answers) {
   element("arrived").hidden = !answers.image_out;
   if (answers.image_out) {
     show(element("image_out"), restored(answers.image_out.data, cut.width, cut.height, about.description.preprocessing.input_range));
-    const after = answers.logits_out && softmax(answers.logits_out.data)[state.explained];
-    element("after").textContent = after === undefined ? "" : `(${label(state.explained)}: ${(100 * after).toFixed(1)} %)`;
+    const after = answers.logits_out && figure(scores(answers.logits_out.data), state.explained);
+    element("after").textContent = after === undefined ? "" : `(${label(state.explained)}: ${after})`;
   }
   element("result").hidden = false;
 }
 
-function classButton(index, probability) {
+function classButton(index, text, share) {
   const button = document.createElement("button");
   button.append(Object.assign(document.createElement("span"), { textContent: label(index) }));
-  button.append(Object.assign(document.createElement("span"), { textContent: `${(100 * probability).toFixed(1)} %` }));
-  button.style.setProperty("--share", `${100 * probability}%`);
+  button.append(Object.assign(document.createElement("span"), { textContent: text }));
+  button.style.setProperty("--share", `${100 * share}%`);
   button.setAttribute("aria-pressed", index === state.explained);
   button.onclick = () => { state.target = index; explain(); };
   const item = document.createElement("li");

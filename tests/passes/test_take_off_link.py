@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import assert_same_values, images, ops, small
+from torch import Tensor, fx, nn
+
+from sptrace.capture import capture
+from sptrace.errors import UnsupportedError
+from sptrace.passes.take_off_link import find_link, is_made_of_probabilities, take_off_link
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+End = Callable[[Tensor], Tensor]
+
+
+def ending(end: End, outputs: int = 4) -> nn.Module:
+    """A small network: a linear map of the picture's means, and `end`, whose result is left in its own shape."""
+
+    class Ending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = small(lambda self, x: self.head(x.mean((2, 3))), head=nn.Linear(3, outputs))
+
+        def forward(self, image: Tensor) -> Tensor:
+            return end(20 * self.body(image))
+
+    return Ending().eval()
+
+
+def captured(end: End, outputs: int = 4) -> fx.GraphModule:
+    return capture(ending(end, outputs), images(2))
+
+
+# What the network ends in: the end, its link and name, and what the logits then are.
+ENDS: dict[str, tuple[End, str, str, End]] = {
+    "softmax": (lambda z: z.softmax(1), "softmax", "softmax", lambda z: z),
+    "last dimension": (lambda z: torch.softmax(z, -1), "softmax", "softmax", lambda z: z),
+    "temperature": (lambda z: F.softmax(z / 2.5, dim=1), "softmax", "softmax", lambda z: z / 2.5),
+    "module": (nn.Softmax(dim=1), "softmax", "softmax", lambda z: z),
+    "softmin": (nn.Softmin(dim=1), "softmax", "softmax", lambda z: -z),
+    "log softmax": (nn.LogSoftmax(dim=1), "softmax", "log_softmax", lambda z: z),
+    "exp of it": (lambda z: F.log_softmax(z, 1).exp(), "softmax", "softmax", lambda z: z),
+    "log of it": (lambda z: z.softmax(1).log(), "softmax", "log_softmax", lambda z: z),
+    "as a map": (lambda z: z[:, :, None, None].softmax(1).flatten(1), "softmax", "softmax", lambda z: z),
+    "of tokens": (
+        lambda z: torch.stack([z, -z], 1).softmax(-1)[:, 0],
+        "softmax",
+        "softmax",
+        lambda z: z,
+    ),
+    "transposed": (
+        lambda z: z.transpose(0, 1)[None].softmax(1)[0].transpose(0, 1),
+        "softmax",
+        "softmax",
+        lambda z: z,
+    ),
+    "dropout": (lambda z: F.dropout(z.softmax(1), 0.5, False), "softmax", "softmax", lambda z: z),
+    "sigmoid": (torch.sigmoid, "sigmoid", "sigmoid", lambda z: z),
+    "in place": (lambda z: z.sigmoid_(), "sigmoid", "sigmoid", lambda z: z),
+    "log sigmoid": (nn.LogSigmoid(), "sigmoid", "logsigmoid", lambda z: z),
+    "special": (torch.special.expit, "sigmoid", "sigmoid", lambda z: z),
+    "some of them": (lambda z: z.sigmoid()[:, 1:3], "sigmoid", "sigmoid", lambda z: z[:, 1:3]),
+    "one of them": (lambda z: z.sigmoid()[:, 2], "sigmoid", "sigmoid", lambda z: z[:, 2:3]),
+}
+OF_TWO: dict[str, tuple[End, str, str, End]] = {
+    "second": (lambda z: z.softmax(1)[:, 1], "sigmoid", "sigmoid", lambda z: z[:, 1:] - z[:, :1]),
+    "first": (lambda z: z.softmax(1)[:, 0:1], "sigmoid", "sigmoid", lambda z: z[:, :1] - z[:, 1:]),
+    "last": (lambda z: z.softmax(1)[:, -1:], "sigmoid", "sigmoid", lambda z: z[:, 1:] - z[:, :1]),
+    "log": (lambda z: z.log_softmax(1)[:, 1], "sigmoid", "logsigmoid", lambda z: z[:, 1:] - z[:, :1]),
+}
+FORMS: dict[str, End] = {
+    "softmax": lambda z: z.softmax(1),
+    "log_softmax": lambda z: z.log_softmax(1),
+    "sigmoid": torch.sigmoid,
+    "logsigmoid": F.logsigmoid,
+}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "case"), [*((4, case) for case in ENDS), *((2, case) for case in OF_TWO)]
+)
+def test_it_is_taken_off(outputs: int, case: str) -> None:
+    end, link, name, logits = (ENDS if outputs == 4 else OF_TWO)[case]
+    module = captured(end, outputs)
+    tail = find_link(module)
+    assert tail is not None
+    assert (tail.link, tail.name) == (link, name)
+    take_off_link(module, tail)
+    assert not [op for op in ops(module) if "soft" in op or "sigmoid" in op or "log" in op]
+    network = ending(end, outputs)
+    assert_same_values(module, ending(logits, outputs), tolerance=1e-6)
+    with torch.no_grad():
+        image = images(3, seed=7)
+        wanted = network.double()(image.double())
+        given = FORMS[name](module(image).double())
+    assert (given - wanted.reshape(given.shape)).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(lambda z: z, id="logits"),
+        pytest.param(lambda z: z.softmax(1) * z.new_tensor([1.0, 0.0, 1.0, 1.0]), id="masked"),
+        pytest.param(lambda z: torch.stack([z.softmax(1), (z / 2).softmax(1)]).mean(0), id="mean over crops"),
+        pytest.param(lambda z: z.softmax(1)[:, :3], id="three of four classes"),
+        pytest.param(lambda z: z.softmax(1)[:, 2:3], id="one of four classes"),
+        pytest.param(lambda z: z.reshape(-1, 2, 2).softmax(2).flatten(1), id="groups of classes"),
+        pytest.param(lambda z: z.softmax(1).exp(), id="exp"),
+        pytest.param(lambda z: z.softmax(0), id="over the batch"),
+        pytest.param(lambda z: z.softmax(1) @ z.new_ones(4, 3), id="a layer after"),
+        pytest.param(lambda z: F.hardsigmoid(z), id="hardsigmoid"),
+        pytest.param(lambda z: z * z.sigmoid(), id="gate"),
+    ],
+)
+def test_something_else_stays(end: End) -> None:
+    module = captured(end)
+    assert find_link(module) is None
+    assert_same_values(module, ending(end), tolerance=1e-6)
+
+
+def test_a_layer_beside_it_stays() -> None:
+    network = nn.Sequential(ending(lambda z: z), nn.Softmax(dim=1)).eval()
+    module = capture(network, images(2), "1")
+    tail = find_link(module)
+    assert tail is not None
+    take_off_link(module, tail)
+    logits, kept = module(images(3))
+    torch.testing.assert_close(logits.softmax(1), kept)
+
+
+def test_a_softmax_over_one_class_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"a softmax over one class .* is 1 for every picture"):
+        find_link(captured(lambda z: z.softmax(1), 1))
+
+
+@pytest.mark.parametrize(
+    ("end", "wanted"),
+    [
+        (lambda z: z.softmax(1) * z.new_tensor([1.0, 0.0, 1.0, 1.0]), True),
+        (lambda z: torch.stack([z.sigmoid(), (z / 2).sigmoid()]).mean(0), True),
+        (lambda z: z, False),
+        (lambda z: z * z.softmax(1), False),
+        (lambda z: z.softmax(1) @ z.new_ones(4, 3), False),
+    ],
+    ids=["masked", "mean", "logits", "attention over classes", "a layer after"],
+)
+def test_what_is_made_of_probabilities(end: End, wanted: bool) -> None:
+    assert is_made_of_probabilities(captured(end)) is wanted

@@ -1,0 +1,297 @@
+"""What the outputs of a network are, and what artifacts show of it: against the original network in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import images
+from torch import Tensor, nn
+
+import sptrace
+from sptrace.artifact import Description
+from sptrace.errors import SptraceError, UnsupportedError, VerificationError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+End = Callable[[Tensor], Tensor]
+
+
+class Ending(nn.Module):
+    """A smooth network of `outputs` logits, then `end`; the logits of picture 5 are apart by `margin`."""
+
+    def __init__(self, end: End, outputs: int = 4, margin: float = 3.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 6, 3, 2, 1), nn.Linear(6, outputs)
+        self.end = end
+        with torch.no_grad():
+            given = self.logits(images(1, seed=5))
+            apart = given.max() - given.sort().values[0, -2] if outputs > 1 else given.abs().max()
+        self.scale = margin / float(apart)
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Before the end and the scale."""
+        features: Tensor = self.head(torch.tanh(self.conv(image)).mean((2, 3)))
+        return features
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.end(self.scale * self.logits(image))
+
+
+def explained(
+    network: nn.Module, folder: Path, image: Tensor, target: Any = None, **arguments: Any
+) -> tuple[sptrace.runtime.Explanation, Description]:
+    program = sptrace.compile(
+        network.eval(), images(1), **{"program": "gradient", "softening": "hard"} | arguments
+    )
+    program.save(folder / "explainer.onnx")
+    return sptrace.load(folder / "explainer.onnx").explain(image.numpy(), target), program.description
+
+
+def gradient(network: nn.Module, image: Tensor, of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """In float64: what `of` makes of the network's outputs, differentiated, and the outputs."""
+    leaf = image.double().requires_grad_()
+    outputs = copy.deepcopy(network).double()(leaf)
+    return torch.autograd.grad(of(outputs), leaf)[0], outputs.detach()
+
+
+def close(given: Any, wanted: Any, share: float = 1e-5) -> bool:
+    given, wanted = np.asarray(given, np.float64), np.asarray(wanted, np.float64)
+    return given.shape == wanted.shape and bool(np.abs(given - wanted).max() <= share * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("margin", [3.0, 20.0, 40.0])
+@pytest.mark.parametrize("end", [nn.Softmax(dim=1), nn.LogSoftmax(dim=1)], ids=["softmax", "log_softmax"])
+def test_a_softmax_at_the_end_is_taken_off(end: nn.Module, margin: float, tmp_path: Path) -> None:
+    """The attribution is that of the logits, whatever the margin; probabilities are what the network gives."""
+    image = images(2, seed=5)
+    given, description = explained(Ending(end, margin=margin), tmp_path, image, [0, 3])
+    assert description.link == "softmax"
+    assert description.taken_off == ("softmax" if isinstance(end, nn.Softmax) else "log_softmax")
+    wanted, logits = gradient(Ending(nn.Identity(), margin=margin), image, lambda z: z[0, 0] + z[1, 3])
+    assert close(given.attribution, wanted)
+    assert close(given.logits, logits)
+    assert given.probabilities is not None
+    assert np.abs(given.probabilities - logits.softmax(1).numpy()).max() < 1e-6
+
+
+@pytest.mark.parametrize("margin", [3.0, 20.0, 40.0])
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("end", [nn.Sigmoid(), nn.LogSigmoid()], ids=["sigmoid", "logsigmoid"])
+def test_a_sigmoid_at_the_end_is_taken_off(
+    end: nn.Module, outputs: int, margin: float, tmp_path: Path
+) -> None:
+    image = images(2, seed=5)
+    given, description = explained(Ending(end, outputs, margin), tmp_path, image)
+    assert description.link == "sigmoid"
+    assert description.taken_off == type(end).__name__.lower()
+    assert description.classes == outputs
+    wanted, logits = gradient(Ending(nn.Identity(), outputs, margin), image, lambda z: z.amax(1).sum())
+    assert close(given.attribution, wanted)
+    assert given.probabilities is not None
+    assert np.abs(given.probabilities - logits.sigmoid().numpy()).max() < 1e-6
+
+
+def test_kept_it_is_explained_as_it_is(tmp_path: Path) -> None:
+    image = images(1, seed=5)
+    network = Ending(nn.Softmax(dim=1))
+    given, description = explained(network, tmp_path, image, 2, keep_link=True)
+    assert (description.link, description.taken_off) == ("identity", None)
+    wanted, outputs = gradient(network, image, lambda p: p[0, 2])
+    assert close(given.attribution, wanted)
+    assert close(given.logits, outputs)
+    assert close(given.probabilities, outputs)
+
+
+@pytest.mark.parametrize(
+    ("end", "outputs", "link"),
+    [
+        pytest.param(lambda z: z, 4, "softmax", id="logits"),
+        pytest.param(lambda z: z, 1, "none", id="one"),
+        pytest.param(lambda z: z[:, 0], 1, "none", id="one a picture"),
+        pytest.param(
+            lambda z: torch.stack([z.softmax(1), (z / 2).softmax(1)]).mean(0), 4, "identity", id="mean"
+        ),
+        pytest.param(lambda z: z.exp() / z.exp().sum(1, keepdim=True), 4, "identity", id="written out"),
+        pytest.param(
+            lambda z: z.softmax(1) * z.new_tensor([1.0, 0.0, 1.0, 1.0]), 4, "none", id="masked softmax"
+        ),
+    ],
+)
+def test_what_has_no_link_at_its_end_stays(end: End, outputs: int, link: str, tmp_path: Path) -> None:
+    image = images(1, seed=5)
+    given, description = explained(Ending(end, outputs), tmp_path, image, 0)
+    assert (description.link, description.taken_off) == (link, None)
+    wanted, values = gradient(Ending(end, outputs), image, lambda z: z.flatten()[0])
+    values = values.reshape(1, outputs)
+    assert close(given.attribution, wanted)
+    assert close(given.logits, values)
+    shown = {"softmax": values.softmax(1), "identity": values, "none": None}[link]
+    assert given.probabilities is None if shown is None else close(given.probabilities, shown)
+    assert given.label() == ("output 0" if link == "none" else "class 0")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [lambda z: z.softmax(1)[:, 1], lambda z: z.softmax(1)[:, 1:], lambda z: z.log_softmax(1)[:, 1]],
+    ids=["one", "slice", "log"],
+)
+def test_one_of_two_classes_is_a_sigmoid(end: End, tmp_path: Path) -> None:
+    image = images(2, seed=5)
+    given, description = explained(Ending(end, 2, 20.0), tmp_path, image, labels=["no", "yes"])
+    assert description.link == "sigmoid"
+    wanted, logits = gradient(Ending(nn.Identity(), 2, 20.0), image, lambda z: (z[:, 1] - z[:, 0]).sum())
+    assert close(given.attribution, wanted)
+    assert given.probabilities is not None
+    assert np.abs(given.probabilities - logits.softmax(1).numpy()).max() < 1e-6
+
+
+# --- One logit, two names ---
+
+
+@pytest.mark.parametrize("end", [nn.Sigmoid(), nn.Identity(), lambda z: z.sigmoid().squeeze(1)])
+def test_one_logit_stands_for_two_classes(end: End, tmp_path: Path) -> None:
+    image = images(2, seed=5)
+    labels = ["healthy", "sick, ill"]
+    network = Ending(end, 1, 2.0)
+    yes, description = explained(network, tmp_path, image, labels=labels, link="sigmoid")
+    assert description.classes == 2
+    explainer = sptrace.load(tmp_path / "explainer.onnx")
+    wanted, logits = gradient(Ending(nn.Identity(), 1, 2.0), image, torch.sum)
+    assert close(yes.attribution, wanted)
+    assert yes.target.tolist() == [1, 1]  # type: ignore[union-attr]
+    assert close(yes.probabilities, torch.cat([(-logits).sigmoid(), logits.sigmoid()], 1))
+    assert close(yes.scores, torch.cat([-logits, logits], 1))
+    for target, sign in ((0, -1), ("healthy", -1), (1, 1), ("ill", 1), ([0, 1], None)):
+        given = explainer.explain(image.numpy(), target)
+        signs = np.array([-1, 1] if sign is None else [sign, sign]).reshape(2, 1, 1, 1)
+        np.testing.assert_array_equal(given.attribution, yes.attribution * signs)
+        assert given.label(1) == labels[given.target[1]]  # type: ignore[index]
+    with pytest.raises(SptraceError, match="there is no class 2: give 0 to 1, or -1 for class 1"):
+        explainer.explain(image.numpy(), 2)
+
+
+def test_one_logit_without_names_or_with_one(tmp_path: Path) -> None:
+    image = images(1, seed=5)
+    for labels in (None, ["sick"]):
+        given, description = explained(Ending(nn.Sigmoid(), 1), tmp_path, image, 0, labels=labels)
+        assert description.classes == 1
+        assert given.label() == ("sick" if labels else "class 0")
+        assert close(given.attribution, gradient(Ending(nn.Identity(), 1), image, torch.sum)[0])
+
+
+def test_a_direction_of_one_logit(tmp_path: Path) -> None:
+    image = images(2, seed=5)
+    program = sptrace.compile(
+        Ending(nn.Sigmoid(), 1).eval(), images(1), program="gradient", labels=["no", "yes"], direction=True
+    )
+    program.save(tmp_path / "direction.onnx")
+    given = sptrace.load(tmp_path / "direction.onnx").explain(
+        image.numpy(), direction=np.array([-2.0], np.float32)
+    )
+    assert close(given.attribution, gradient(Ending(nn.Identity(), 1), image, lambda z: -2 * z.sum())[0])
+
+
+# --- The objective ---
+
+
+@pytest.mark.parametrize(
+    ("end", "outputs", "labels", "target", "log_probability"),
+    [
+        (nn.Softmax(dim=1), 4, None, 2, lambda z: z.log_softmax(1)[:, 2]),
+        (nn.Sigmoid(), 3, None, 2, lambda z: F.logsigmoid(z)[:, 2]),
+        (nn.Sigmoid(), 1, ["no", "yes"], 1, lambda z: F.logsigmoid(z)[:, 0]),
+        (nn.Sigmoid(), 1, ["no", "yes"], 0, lambda z: F.logsigmoid(-z)[:, 0]),
+    ],
+    ids=["softmax", "several sigmoids", "class 1", "class 0"],
+)
+def test_cross_entropy_raises_the_links_log_probability(
+    end: nn.Module, outputs: int, labels: list[str] | None, target: int, log_probability: End, tmp_path: Path
+) -> None:
+    """One step of a gradient ascent goes along the gradient of log p."""
+    image = images(1, seed=5)
+    ascent = {"program": "gradient_ascent", "steps": 1, "alpha": 2.0, "objective": "cross_entropy"}
+    given, _ = explained(Ending(end, outputs), tmp_path, image, target, labels=labels, **ascent)
+    wanted, _ = gradient(Ending(nn.Identity(), outputs), image, lambda z: log_probability(z).sum())
+    assert close(given.attribution, 2 * wanted / wanted.norm())
+
+
+def test_cross_entropy_needs_a_link() -> None:
+    with pytest.raises(SptraceError, match=r"cross_entropy is a log-probability, and .* plain values"):
+        sptrace.compile(
+            Ending(nn.Identity(), 1).eval(), images(1), program="pullback_ascent", objective="cross_entropy"
+        )
+
+
+# --- What the user says ---
+
+
+def test_the_user_says_the_link(tmp_path: Path) -> None:
+    image = images(1, seed=5)
+    given, description = explained(Ending(nn.Identity(), 3), tmp_path, image, link="sigmoid")
+    assert (description.link, description.taken_off) == ("sigmoid", None)
+    assert close(given.probabilities, torch.from_numpy(given.logits).double().sigmoid())
+    given, description = explained(Ending(nn.Sigmoid(), 1), tmp_path, image, link="none")
+    assert (description.link, description.taken_off) == ("none", None)
+    wanted, outputs = gradient(Ending(nn.Sigmoid(), 1), image, torch.sum)
+    assert given.probabilities is None
+    assert close(given.logits, outputs)
+    assert close(given.attribution, wanted)
+
+
+@pytest.mark.parametrize(
+    ("end", "outputs", "arguments", "message"),
+    [
+        (nn.Identity(), 4, {"link": "probit"}, "there is no link 'probit': use one of softmax, sigmoid"),
+        (nn.Softmax(dim=1), 4, {"link": "sigmoid"}, "the network ends in softmax, which is no sigmoid"),
+        (nn.Identity(), 1, {"link": "softmax"}, "the softmax of one output is 1 for every picture"),
+        (nn.Identity(), 4, {"link": "identity"}, "the network's outputs are no probabilities"),
+        (nn.Identity(), 1, {"labels": ["no", "yes"]}, 'two labels for one output: .* link="sigmoid"'),
+        (nn.Sigmoid(), 1, {"labels": ["a", "b", "c"]}, "3 labels for 1 classes"),
+    ],
+)
+def test_what_cannot_be_is_refused(end: End, outputs: int, arguments: Any, message: str) -> None:
+    with pytest.raises(SptraceError, match=message):
+        sptrace.compile(Ending(end, outputs).eval(), images(1), **arguments)
+
+
+def test_a_softmax_over_one_class_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="softmax over one class"):
+        sptrace.compile(Ending(nn.Softmax(dim=1), 1).eval(), images(1))
+
+
+def test_a_link_that_eager_pytorch_does_not_call_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference finds the link by itself; what the compiler takes off wrongly is not saved."""
+    from sptrace import outputs
+    from sptrace.passes.take_off_link import Tail, answer
+
+    def wrong(module: Any) -> Tail:
+        return Tail("softmax", "softmax", answer(module).args[0])
+
+    monkeypatch.setattr(outputs, "find_link", wrong)
+    with pytest.raises(VerificationError, match="taken off, but in eager PyTorch the network"):
+        sptrace.compile(Ending(nn.Tanh(), 4).eval(), images(1))
+
+
+# --- Older artifacts ---
+
+
+def test_artifacts_without_a_link_are_softmaxes(program_description: str) -> None:
+    description = Description.from_json(program_description)
+    assert (description.link, description.taken_off) == ("softmax", None)
+
+
+@pytest.fixture(scope="module")
+def program_description(one_thread: None) -> str:
+    """As it was written before there were links."""
+    import json
+
+    data = sptrace.compile(Ending(nn.Identity(), 3).eval(), images(1)).description.as_dict()
+    del data["link"], data["taken_off"]
+    return json.dumps(data)
