@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -227,6 +228,67 @@ def test_classes_have_names(given: str, expected: int, mirror: Path, run: Run, t
         assert done.stderr == f"error: there is no class {expected}: give 0 to 2\n"
     else:
         assert f"({expected})" in done.stdout.splitlines()[0]
+
+
+LOGITS = {"softmax": [20.0, 0.5, 1.5], "sigmoid": [-3.0, 40.0, 0.25], "identity": [0.75, 0.2, 0.05]}
+
+
+@pytest.mark.parametrize(
+    ("link", "labels", "logits"),
+    [
+        *((link, None, logits) for link, logits in LOGITS.items()),
+        ("none", None, [-3.25, 2.5]),
+        ("none", None, [7.125]),
+        *(
+            (link, ("no", "yes"), [logit])
+            for link, logit in (("sigmoid", -1.5), ("sigmoid", 20.0), ("identity", 0.25))
+        ),
+        (None, None, LOGITS["softmax"]),
+    ],
+)
+def test_what_is_shown_of_outputs(
+    link: str | None, labels: tuple[str, ...] | None, logits: list[float], toy: Any, run: Run, tmp_path: Path
+) -> None:
+    """By its link, every class has the probability that Python says; older artifacts say none."""
+    classes = len(labels or logits)
+    description = replace(
+        toy.description, input="uint8", labels=labels, classes=classes, link=link or "softmax"
+    ).as_dict()
+    if link is None:
+        del description["link"]
+    path, picture = tmp_path / "constant.onnx", tmp_path / "photo.ppm"
+    onnx.save(constant(logits, json.dumps(description)), path)
+    photograph("RGB").save(picture)
+    explainer = sptrace.load(path)
+    for target in [None, *range(classes)]:
+        expected = explainer.explain(np.asarray(read(picture))[None], target)
+        (index,) = expected.target
+        lines = run(path, picture, *([] if target is None else ["--target", target])).stdout.splitlines()
+        assert lines[0] == f"{expected.label()} ({index})"
+        if expected.probabilities is None:
+            assert lines[1] == f"value {expected.scores[0, index]:.4f}"
+        else:
+            share = 100 * expected.probabilities[0, index]
+            assert lines[1] == f"score {expected.scores[0, index]:.4f}, probability {share:.1f} %"
+
+
+def constant(logits: list[float], description: str) -> onnx.ModelProto:
+    """An artifact that always answers the same logits."""
+    pixels = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])
+    target = helper.make_tensor_value_info("target", TensorProto.INT64, ["N"])
+    outputs = [
+        helper.make_tensor_value_info("attribution", TensorProto.FLOAT, ["N", "H", "W", 3]),
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, len(logits)]),
+    ]
+    numbers = helper.make_tensor("numbers", TensorProto.FLOAT, [1, len(logits)], logits)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["attribution"], to=TensorProto.FLOAT),
+        helper.make_node("Identity", ["numbers"], ["logits"]),
+    ]
+    graph = helper.make_graph(nodes, "constant", [pixels, target], outputs, [numbers])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    helper.set_model_props(model, {METADATA_KEY: description})
+    return model
 
 
 @pytest.mark.parametrize(

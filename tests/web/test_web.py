@@ -152,6 +152,54 @@ def test_artifacts_that_take_prepared_images(
     assert close(given["logits"], expected.logits)
 
 
+def one_output() -> Any:
+    """A linear classifier of two classes, or a regression: nobody knows which."""
+    from small_networks import small
+    from torch import nn
+
+    return small(lambda self, x: self.head(x.mean((2, 3))), head=nn.Linear(3, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("link", "labels"), [("sigmoid", ["healthy", "sick"]), ("sigmoid", ["sick"]), ("none", None)]
+)
+def test_what_is_shown_of_one_output(
+    link: str,
+    labels: list[str] | None,
+    browser: Any,
+    open_page: Callable[..., None],
+    rocket: Path,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "one.onnx"
+    sptrace.compile(one_output(), np_example(), link=link, labels=labels).save(path)
+    open_page(path, "?threads=1")
+    explainer = sptrace.load(path)
+    image = prepare(read(rocket), explainer.description.preprocessing)
+    given = explained(browser, choose(browser, rocket))
+    for target in (None, *range(explainer.classes)):
+        expected = explainer.explain(image, target)
+        (index,) = expected.target
+        if target is not None:
+            wanted = expected.label()
+            (button,) = [
+                button
+                for button in browser.find_elements("css selector", "#top button")
+                if button.text.splitlines()[0] == wanted
+            ]
+            shown = button.text.splitlines()[1]
+            if expected.probabilities is None:
+                assert float(shown) == pytest.approx(expected.scores[0, index], rel=1e-3)
+            else:
+                assert shown == f"{100 * expected.probabilities[0, index]:.1f} %"
+            given = explained(browser, button.click)
+        assert given["target"] == index
+        assert close(given["attribution"], expected.attribution)
+    browser.save_screenshot(tmp_path / "page.png")
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["EfficientNet-Lite0", "transformer", "ascent"])
 def test_webgpu(
