@@ -9,12 +9,20 @@ import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
+from sptrace import schema
 from sptrace.errors import SptraceError
+from sptrace.numbers import is_finite
 from sptrace.softening import Softening
 
 METADATA_KEY = "sptrace"
 FORMAT = 1
 
+
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
+LARGEST_SIDE = 65535
+"""Of a picture, in pixels."""
+SMALLEST_STD = 1e-6
+"""Of pixels in [0, 1], per channel: what is divided by less leaves the range of float32."""
 
 PRECISIONS = ("fp32", "fp16")
 INPUTS = ("float32", "uint8")
@@ -62,6 +70,23 @@ class Preprocessing:
     input_range: tuple[float, float] = (-1.0, 1.0)
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.input_range
+        if not all(0 < side <= LARGEST_SIDE for side in self.size):
+            raise SptraceError(f"the size is {list(self.size)}, not two numbers from 1 to {LARGEST_SIDE}")
+        if self.resize is not None and not 0 < self.resize <= LARGEST_SIDE:
+            raise SptraceError(f"resize is {self.resize}, not 1 to {LARGEST_SIDE}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise SptraceError(
+                f"interpolation is {self.interpolation!r}, none of {', '.join(INTERPOLATIONS)}"
+            )
+        if not (is_finite(low) and is_finite(high) and low < high):
+            raise SptraceError(f"the input's range is {low} to {high}")
+        if not all(map(is_finite, self.mean or ())) or not all(
+            is_finite(number) and number >= SMALLEST_STD for number in self.std or ()
+        ):
+            raise SptraceError(f"mean and std are {self.mean} and {self.std}")
 
 
 @dataclass(frozen=True)
@@ -183,6 +208,12 @@ class Description:
     taken_off: str | None = None
     format: int = field(default=FORMAT)
 
+    def __post_init__(self) -> None:
+        if self.classes < 1:
+            raise SptraceError(f"classes is {self.classes}")
+        if self.precision not in PRECISIONS or self.input not in INPUTS:
+            raise SptraceError(f"precision is {self.precision!r}, input {self.input!r}")
+
     def as_dict(self) -> dict[str, Any]:
         """The description in types that JSON knows."""
         return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
@@ -200,33 +231,23 @@ class Description:
         """
         try:
             data: dict[str, Any] = json.loads(text)
-            if data["format"] > FORMAT:
-                raise SptraceError(
-                    f"the artifact was written by sptrace {data['version']}, "
-                    "whose format this sptrace does not know: upgrade sptrace"
-                )
-            preprocessing = Preprocessing(**_tuples(data.pop("preprocessing")))
-            softening = Softening(**data.pop("softening"))
-            gates = tuple(GateCount(**gate) for gate in data.pop("gates"))
-            scales = tuple(LayerScale(**scale) for scale in data.pop("scales"))
-            settings = _tuples(data.pop("settings"))
-            verification = data.pop("verification")
-            if verification is not None:
-                batches = tuple(Measured(**batch) for batch in verification.pop("batches"))
-                verification = Verification(**verification, batches=batches)
-            return Description(
-                **_tuples(data),
-                preprocessing=preprocessing,
-                softening=softening,
-                gates=gates,
-                scales=scales,
-                settings=settings,
-                verification=verification,
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            newer = data["format"] > FORMAT
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise _damaged(error) from error
+        if newer:
             raise SptraceError(
-                f"the artifact's description is damaged ({error}): compile it again"
-            ) from error
+                f"the artifact was written by sptrace {str(data.get('version'))[:40]}, "
+                "whose format this sptrace does not know: upgrade sptrace"
+            )
+        try:
+            return schema.read(Description, data)
+        except (SptraceError, ValueError) as error:
+            raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> SptraceError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return SptraceError(f"the artifact's description is damaged ({reason}): compile it again")
 
 
 def _plain(field_: Any) -> Any:
@@ -235,7 +256,3 @@ def _plain(field_: Any) -> Any:
     if isinstance(field_, tuple):
         return [_plain(part) for part in field_]
     return asdict(field_) if is_dataclass(field_) and not isinstance(field_, type) else field_
-
-
-def _tuples(data: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sptrace.errors import SptraceError
+from sptrace.numbers import is_finite, is_whole, plain
 from sptrace.softening import Softening
 
 Setting = int | float | str | tuple[int, ...] | None
@@ -33,8 +34,12 @@ class Option:
     at_run_time: bool = False
 
 
-def _is_number(setting: object) -> bool:
-    return isinstance(setting, int | float) and not isinstance(setting, bool)
+def _read(name: str, setting: Any) -> Any:
+    """A setting in Python's own types; a position that is one number as a tuple."""
+    if isinstance(setting, list | tuple):
+        return tuple(map(plain, setting))
+    setting = plain(setting)
+    return (setting,) if name == "position" and _is_index(setting) else setting
 
 
 def _as(default: object, setting: Any) -> Any:
@@ -42,16 +47,16 @@ def _as(default: object, setting: Any) -> Any:
     return float(setting) if isinstance(default, float) else setting
 
 
-def _is_count(setting: object) -> bool:
-    return isinstance(setting, int) and not isinstance(setting, bool) and setting >= 1
+def _is_count(setting: Any) -> bool:
+    return is_whole(setting) and setting >= 1
 
 
-def _is_positive(setting: object) -> bool:
-    return _is_number(setting) and 0 < setting < float("inf")  # type: ignore[operator]
+def _is_positive(setting: Any) -> bool:
+    return is_finite(setting) and setting > 0
 
 
-def _is_index(setting: object) -> bool:
-    return isinstance(setting, int) and not isinstance(setting, bool) and setting >= 0
+def _is_index(setting: Any) -> bool:
+    return is_whole(setting) and setting >= 0
 
 
 def _is_position(setting: object) -> bool:
@@ -95,11 +100,11 @@ NEURON: Mapping[str, Option] = MappingProxyType(
 """What is explained; every program that pulls one neuron back to the image takes these."""
 
 _STEPS = Option(5, "number of steps, K", _is_count, "a whole number of at least 1", at_run_time=True)
-_ALPHA = Option(20.0, "length of a step, L2 norm over the image", _is_number, "a number", at_run_time=True)
+_ALPHA = Option(20.0, "length of a step, L2 norm over the image", is_finite, "a number", at_run_time=True)
 _SAMPLES = Option(50, "number of pictures", _is_count, "a whole number of at least 1", at_run_time=True)
-_SIGMA = Option(0.15, "standard deviation of the noise", _is_number, "a number", at_run_time=True)
+_SIGMA = Option(0.15, "standard deviation of the noise", is_finite, "a number", at_run_time=True)
 _SEED = Option(
-    0, "seed of the noise", lambda seed: isinstance(seed, int) and 0 <= seed < 2**31 - 1, "0 to 2147483646"
+    0, "seed of the noise", lambda seed: is_whole(seed) and 0 <= seed < 2**31 - 1, "0 to 2147483646"
 )
 _OBJECTIVE = Option(
     "logit",
@@ -138,14 +143,14 @@ _FUSION: Mapping[str, Option] = {
     "draws": Option(10, "number of draws of weights", _is_count, "a whole number of at least 1", True),
     "sigma": _SIGMA,
     "weight_sigma": Option(
-        0.1, "standard deviation of the noise that weights are multiplied by", _is_number, "a number", True
+        0.1, "standard deviation of the noise that weights are multiplied by", is_finite, "a number", True
     ),
     "seed": _SEED,
 }
 _PATH: Mapping[str, Option] = {
     "samples": _SAMPLES,
     "baseline": Option(
-        0.0, "what the path starts from: one value for all pixels", _is_number, "a number", True
+        0.0, "what the path starts from: one value for all pixels", is_finite, "a number", True
     ),
 }
 _CAM: Mapping[str, Option] = {
@@ -200,14 +205,7 @@ class ProgramKind:
             SptraceError: the program has no such option, the setting is not among those it takes, or two of them
                 contradict each other.
         """
-        given = {
-            name: tuple(setting)
-            if isinstance(setting, list)
-            else (setting,)
-            if name == "position" and _is_index(setting)
-            else setting
-            for name, setting in given.items()
-        }
+        given = {name: _read(name, setting) for name, setting in given.items()}
         for name, setting in given.items():
             if name not in self.options:
                 known = ", ".join(self.options) or "none"
@@ -296,7 +294,7 @@ PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
             "nu(x + alpha nu(x)): the pullback where the pullback points to",
             PAPER,
             options={
-                "alpha": Option(2.0, "how far it is followed", _is_number, "a number", at_run_time=True),
+                "alpha": Option(2.0, "how far it is followed", is_finite, "a number", at_run_time=True),
                 **NEURON,
             },
         ),

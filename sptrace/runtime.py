@@ -10,7 +10,7 @@ import difflib
 import operator
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ from sptrace.artifact import METADATA_KEY, Description
 from sptrace.binding import BoundExplainer
 from sptrace.errors import SptraceError
 from sptrace.images import checked
+from sptrace.numbers import plain
 from sptrace.programs import program_kind
 
 Provider = str | tuple[str, dict[str, Any]]
 Target = int | str | Sequence[int | str] | NDArray[np.integer[Any]] | None
 PREDICTED = -1
+MOST_THREADS = 1024
+"""No machine has more cores than that for one operator; onnxruntime starts as many as it is told, or dies."""
 _INSTALL = dict.fromkeys(
     ("CUDAExecutionProvider", "TensorrtExecutionProvider"),
     "; pip install onnxruntime-gpu in place of onnxruntime",
@@ -273,7 +276,7 @@ class Explainer:
             if name not in self.settings:
                 known = ", ".join(self.settings) or "none"
                 raise SptraceError(f"{name!r} cannot be set at run time: this artifact takes {known}")
-            if not options[name].check(setting):
+            if not options[name].check(plain(setting)):
                 raise SptraceError(f"{name} must be {options[name].wanted}, not {setting!r}")
             feeds[name] = np.array(setting, dtype=self.settings[name])
         return feeds
@@ -369,7 +372,49 @@ def load(
     metadata = session.get_modelmeta().custom_metadata_map
     if METADATA_KEY not in metadata:
         raise SptraceError(f"{path} was not written by sptrace: compile the network with `sptrace compile`")
-    return Explainer(session, Description.from_json(metadata[METADATA_KEY]), batch)
+    description = Description.from_json(metadata[METADATA_KEY])
+    _require_agreement(path, session, description)
+    return Explainer(session, description, batch)
+
+
+def _require_agreement(
+    path: str | os.PathLike[str], session: onnxruntime.InferenceSession, description: Description
+) -> None:
+    """Refuse a file whose inputs and outputs are not what its description says."""
+    inputs = {item.name: item.shape for item in session.get_inputs()}
+    outputs = {item.name: item.shape for item in session.get_outputs()}
+    settings = [item.name for item in session.get_overridable_initializers()]
+    options = program_kind(description.program).options if settings else {}
+    height, width = description.preprocessing.size
+    image = [3, height, width] if description.input == "float32" else [None, None, 3]
+    known = {item.name for item in fields(Explanation)} - {"target", "labels"}
+    disagreement = next(
+        (
+            name
+            for name, agrees in {
+                "image": _has_shape(inputs.get("image"), image),
+                "target": len({"target", "direction"} & inputs.keys()) == 1,
+                "attribution": {"attribution", "logits"} <= outputs.keys() <= known,
+                "logits": _has_shape(outputs.get("logits"), [description.classes]),
+                "activation": "activation" not in outputs
+                or isinstance(description.settings.get("layer"), str),
+                **{name: name in options and name in description.settings for name in settings},
+            }.items()
+            if not agrees
+        ),
+        None,
+    )
+    if disagreement is not None:
+        raise SptraceError(f"{path} is not what its description says ({disagreement}): compile it again")
+
+
+def _has_shape(shape: Sequence[int | str | None] | None, wanted: Sequence[int | None]) -> bool:
+    """Are these its sizes behind the batch? None stands for any."""
+    return (
+        shape is not None
+        and len(shape) == len(wanted) + 1
+        and all(size in (None, given) for size, given in zip(wanted, shape[1:], strict=True))
+    )
 
 
 def _name(provider: Provider) -> str:
@@ -384,8 +429,8 @@ def _session(
         3  # errors; its warnings concern those who write the file, not those who run it
     )
     if threads is not None:
-        if threads < 1:
-            raise SptraceError(f"cannot run on {threads} threads: give 1 or more")
+        if not 1 <= threads <= MOST_THREADS:
+            raise SptraceError(f"cannot run on {threads} threads: give 1 to {MOST_THREADS}")
         options.intra_op_num_threads = threads
     if batch is not None:
         if batch < 1:

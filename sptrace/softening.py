@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from numbers import Real
 from types import MappingProxyType
@@ -100,6 +100,9 @@ form of the method, sigma(z / 0.3) for ReLUs. `guided`: guided backpropagation (
 DEFAULT_PRESET = "relative"
 """What `compile` uses if nobody says otherwise."""
 
+COLDEST, HOTTEST = 1e-6, 1e6
+"""Between these float32 can compute a gate; colder is hard, and hotter lets half of everything through."""
+
 SCALES = ("sample", "calibration")
 """Where relative temperatures get a layer's scale from: from each picture itself, or measured once when compiling."""
 
@@ -190,6 +193,16 @@ class Softening:
         return _restored, (self.as_dict(),)
 
     @staticmethod
+    def from_data(data: object) -> Softening:
+        """Of what `as_dict` gave, read back from JSON; ValueError if that is damaged."""
+        if not isinstance(data, dict) or not data.keys() <= {item.name for item in fields(Softening)}:
+            raise ValueError("softening is none")
+        try:
+            return Softening(**data)
+        except (SptraceError, TypeError, AttributeError) as error:
+            raise ValueError(str(error)) from error
+
+    @staticmethod
     def of(softening: Softening | str) -> Softening:
         """`softening` itself, or the preset of that name."""
         if not isinstance(softening, Softening | str):
@@ -259,7 +272,7 @@ def _temperature(given: object) -> Any:
     if isinstance(given, Relative):
         return given._replace(factor=float(given.factor)) if isinstance(given.factor, Real) else given
     if isinstance(given, Real) and not isinstance(given, bool):
-        return float(given)
+        return float(given) if abs(given) < float("inf") else given
     written = _RELATIVE.fullmatch(given) if isinstance(given, str) else None
     if written is None:
         return given
@@ -295,10 +308,10 @@ def _check_rule(kind: str, rule: object) -> None:
 def _check_temperature(kind: str, rule: str, given: object) -> None:
     tau = _temperature(given)
     number = tau.factor if isinstance(tau, Relative) and tau.unit in UNITS else tau
-    if not isinstance(number, float) or not 0 < number < float("inf"):
+    if not isinstance(number, float) or not COLDEST <= number <= HOTTEST:
         raise SptraceError(
             f"the temperature of {kind} must be a number above 0, or one like '0.6std' or '2rms', not {given!r}: "
-            "rule 'hard' is the limit at 0"
+            f"rule 'hard' is the limit at 0, and float32 computes with {COLDEST:g} to {HOTTEST:g}"
         )
     if RULES[kind][rule] is None:
         raise SptraceError(

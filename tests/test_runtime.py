@@ -3,15 +3,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 from PIL import Image
 
 from sptrace import photo, runtime
-from sptrace.artifact import Preprocessing
+from sptrace.artifact import METADATA_KEY, Preprocessing
 from sptrace.errors import SptraceError
 
 
@@ -330,3 +333,22 @@ def test_what_is_no_photograph_is_refused(of_photographs: dict[str, Any]) -> Non
             taking.explain(image)
     with refused("no place can be kept"):
         taking.bind(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"classes": 8}, "logits"),
+        ({"preprocessing": Preprocessing(size=(32, 24))}, "image"),
+        ({"input": "uint8"}, "image"),
+    ],
+)
+def test_a_file_that_is_not_what_it_says(toy: Any, change: dict[str, Any], name: str) -> None:
+    model = onnx.load(toy.path)
+    described = replace(toy.description, **change)
+    helper.set_model_props(model, {METADATA_KEY: described.to_json()})
+    onnx.save(model, toy.path)
+    with pytest.raises(
+        SptraceError, match=rf"is not what its description says \({name}\): compile it again$"
+    ):
+        runtime.load(toy.path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from sptrace.artifact import SMALLEST_STD
 from sptrace.errors import SptraceError
+from sptrace.numbers import is_finite
 
 if TYPE_CHECKING:
     from sptrace.models.network import Network
@@ -26,9 +28,9 @@ class Normalisation:
         read = Normalisation(_triple(mean, "--mean"), _triple(std, "--std"))
         if (read.mean is None) != (read.std is None):
             raise SptraceError("--mean and --std belong together: give both")
-        if read.std is not None and min(read.std) <= 0:
+        if read.std is not None and min(read.std) < SMALLEST_STD:
             raise SptraceError(
-                f"--std must be above 0, not {', '.join(f'{number:g}' for number in read.std)}"
+                f"--std must be at least {SMALLEST_STD:g}, not {', '.join(f'{number:g}' for number in read.std)}"
             )
         return read
 
@@ -53,6 +55,9 @@ def _triple(text: str | None, flag: str) -> Triple | None:
 
 def _number(text: str, flag: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         raise SptraceError(f"{flag}: {text!r} is not a number") from None
+    if not is_finite(number):
+        raise SptraceError(f"{flag}: {text!r} is no finite number")
+    return number
