@@ -190,6 +190,7 @@ def compile_network(
     check_precision(precision)
     check_input(input, overlay)
     pictures = _calibration(calibration, example, preprocessing, softening)
+    _require_finite(network.module)
     progress("capturing the network")
     capture.check(network.module, example)
     captured = _captured(network, example, kind, settings)
@@ -308,6 +309,18 @@ def example_image(preprocessing: Preprocessing) -> Tensor:
     noise = torch.rand(3, height, width, generator=generator, dtype=torch.float32) - 0.5
     pixels = (0.5 + 0.3 * torch.stack(waves) + 0.3 * noise).clamp(0, 1)
     return (low + (high - low) * pixels)[None]
+
+
+def _require_finite(module: nn.Module) -> None:
+    """Refuse weights that no network can compute with; buffers may hold infinities, as masks of attention do."""
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point() and not parameter.isfinite().all():
+            raise SptraceError(
+                f"the parameter {name} holds NaN or infinite values: give weights that are trained"
+            )
+    for name, buffer in module.named_buffers():
+        if buffer.is_floating_point() and buffer.isnan().any():
+            raise SptraceError(f"the buffer {name} holds NaN: give weights that are trained")
 
 
 def _jumps(assembled: Assembled) -> bool:

@@ -21,6 +21,10 @@ MARGIN, GAP = 40, 24
 BAR_WIDTH, BAR_HEIGHT = 112, 12
 TITLE, NOTE = 30, 19
 TITLE_HEIGHT, CAPTION_HEIGHT, ROW_GAP, FOOTER_HEIGHT = 50, 40, 30, 46
+AROUND = MARGIN - ROW_GAP + CAPTION_HEIGHT + FOOTER_HEIGHT + MARGIN // 2
+"""Pixels above, below and under the last of the rows."""
+HIGHEST = {".webp": 16383, ".jpg": 65500}
+"""Pixels that a format holds, all others as many as JPEG."""
 INK, FAINT, LINE = (28, 28, 30), (110, 110, 116), (205, 205, 210)
 CAPTIONS = ("what the network saw", "attribution, summed over colours", "the change that raises the score")
 ARRIVED = "the picture that the ascent arrives at"
@@ -80,11 +84,10 @@ def draw(photo: Image.Image, rows: Sequence[Row], *, program: str, network: str)
     Returns:
         An image of mode RGB; the longer side of every panel has 448 pixels.
     """
-    scale = PANEL / max(photo.size)
-    panel = (round(photo.width * scale), round(photo.height * scale))
+    panel = _panel(photo.size)
     row_height = TITLE_HEIGHT + panel[1] + ROW_GAP
     width = _lefts(panel[0])[2] + panel[0] + MARGIN
-    height = MARGIN + len(rows) * row_height - ROW_GAP + CAPTION_HEIGHT + FOOTER_HEIGHT + MARGIN // 2
+    height = len(rows) * row_height + AROUND
     canvas = Image.new("RGB", (width, height), "white")
     for number, row in enumerate(rows):
         _draw_row(canvas, MARGIN + number * row_height, panel, photo, row)
@@ -93,6 +96,18 @@ def draw(photo: Image.Image, rows: Sequence[Row], *, program: str, network: str)
     note = _fit(f"{program}  ·  {network}", NOTE, width - 2 * MARGIN)
     ImageDraw.Draw(canvas).text((MARGIN, height - MARGIN // 2 - 26), note, FAINT, _font(NOTE))
     return canvas
+
+
+def _panel(photo: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of a panel for a photograph of that width and height."""
+    scale = PANEL / max(photo)
+    return max(1, round(photo[0] * scale)), max(1, round(photo[1] * scale))
+
+
+def most_rows(path: str | os.PathLike[str], photo: tuple[int, int]) -> int:
+    """How many classes of a photograph of that width and height fit into a file of that format."""
+    highest = HIGHEST.get(Path(path).suffix.lower(), HIGHEST[".jpg"])
+    return (highest - AROUND) // (TITLE_HEIGHT + _panel(photo)[1] + ROW_GAP)
 
 
 def require_format(path: str | os.PathLike[str]) -> None:

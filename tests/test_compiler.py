@@ -340,6 +340,16 @@ def test_stages_are_reported() -> None:
 # --- Mistakes ---
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_weights_that_no_network_computes_with(broken: float) -> None:
+    network = classifier()
+    name, parameter = list(network.named_parameters())[-1]
+    with torch.no_grad():
+        parameter.view(-1)[0] = broken
+    with pytest.raises(SptraceError, match=f"^the parameter {name} holds NaN or infinite values"):
+        sptrace.compile(network, images(1))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -24,6 +24,8 @@ from sptrace.runtime import Explainer, Explanation
 
 SHARED = ("labels", "link")
 """What an explanation says of all samples together."""
+AT_A_TIME = 16
+"""Classes: memory for a batch of a thousand is rarely there."""
 
 
 def explain(
@@ -88,6 +90,12 @@ def explain(
         image = (
             np.asarray(original)[None] if explainer.takes_pictures else photo.prepare(original, preprocessing)
         )
+    rows = min(top, explainer.units)
+    if rows > picture.most_rows(output, seen.size):
+        raise SptraceError(
+            f"--top {top} makes a picture higher than a {output.suffix} file holds: "
+            f"give at most {picture.most_rows(output, seen.size)}"
+        )
     with progress.status("explaining"):
         start = time.perf_counter()
         explanation = _explain(explainer, image, target, top, settings)
@@ -146,9 +154,12 @@ def _explain(
     others = ranked[ranked != first.target[0]][: top - 1]
     if len(others) == 0:
         return first
-    rest = explainer.explain(image.repeat(len(others), axis=0), others, **settings)
+    explained = [first]
+    for start in range(0, len(others), AT_A_TIME):
+        some = others[start : start + AT_A_TIME]
+        explained.append(explainer.explain(image.repeat(len(some), axis=0), some, **settings))
     joined: dict[str, Any] = {
-        item.name: np.concatenate([getattr(first, item.name), getattr(rest, item.name)])
+        item.name: np.concatenate([getattr(part, item.name) for part in explained])
         for item in fields(Explanation)
         if item.name not in SHARED and getattr(first, item.name) is not None
     }

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sptrace import photo, picture
-from sptrace.cli import main
+from sptrace.cli import explain, main
 from sptrace.errors import SptraceError
 
 
@@ -114,6 +114,34 @@ def test_top_beyond_the_number_of_classes_means_all(
     assert run("explain", toy.path, photograph, *outputs, "--top", 99)[0] == 0
     with np.load(numbers) as saved:
         assert sorted(saved["target"]) == list(range(7))
+
+
+def test_many_classes_are_explained_a_few_at_a_time(
+    toy: Any, photograph: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer does not depend on how many."""
+    answers = []
+    for number in (2, 99):
+        monkeypatch.setattr(explain, "AT_A_TIME", number)
+        numbers = tmp_path / f"{number}.npz"
+        outputs = ("-o", tmp_path / "picture.png", "--save-npz", numbers)
+        assert run("explain", toy.path, photograph, *outputs, "--top", 6)[0] == 0
+        with np.load(numbers) as saved:
+            answers.append(dict(saved))
+    assert len(answers[0]["target"]) == 6
+    for name, array in answers[0].items():
+        np.testing.assert_array_equal(array, answers[1][name])
+
+
+def test_more_classes_than_the_format_holds(
+    toy: Any, photograph: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(picture.HIGHEST, ".webp", 1400)
+    status, _, errors = run("explain", toy.path, photograph, "-o", tmp_path / "out.webp", "--top", 7)
+    assert status == 2
+    assert errors == "error: --top 7 makes a picture higher than a .webp file holds: give at most 3\n"
+    assert not (tmp_path / "out.webp").exists()
+    assert run("explain", toy.path, photograph, "-o", tmp_path / "out.webp", "--top", 3)[0] == 0
 
 
 ERRORS = {
