@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx
 
-from sptrace.graph import GraphBuilder, Target, parameter, shape, value
+from sptrace.graph import GraphBuilder, Target, parameter, shape, static_shape, value
 
 aten = torch.ops.aten
 
@@ -99,7 +99,8 @@ def _instance_norm(
         return builder.call(
             aten.batch_norm.default, x, weight, bias, mean, variance, False, momentum, eps, cudnn_enabled
         )
-    return builder.call(aten.group_norm.default, x, value(x).shape[1], weight, bias, eps)
+    (channels,) = static_shape(x, [1])
+    return builder.call(aten.group_norm.default, x, channels, weight, bias, eps)
 
 
 def _prelu(builder: GraphBuilder, node: fx.Node, x: fx.Node, weight: fx.Node) -> fx.Node:
@@ -173,14 +174,16 @@ def _with_height(builder: GraphBuilder, x: fx.Node) -> fx.Node:
 
 
 def _pixel_shuffle(builder: GraphBuilder, node: fx.Node, x: fx.Node, factor: int) -> fx.Node:
-    batch, channels, height, width = shape(x)
-    apart = builder.reshape(x, [batch, channels // factor**2, factor, factor, height, width])
+    *batch, _, _, _ = shape(x)
+    channels, height, width = static_shape(x, [-3, -2, -1])
+    apart = builder.reshape(x, [*batch, channels // factor**2, factor, factor, height, width])
     return builder.reshape(builder.call(aten.permute.default, apart, [0, 1, 4, 2, 5, 3]), shape(node))
 
 
 def _pixel_unshuffle(builder: GraphBuilder, node: fx.Node, x: fx.Node, factor: int) -> fx.Node:
-    batch, channels, height, width = shape(x)
-    apart = builder.reshape(x, [batch, channels, height // factor, factor, width // factor, factor])
+    *batch, _, _, _ = shape(x)
+    channels, height, width = static_shape(x, [-3, -2, -1])
+    apart = builder.reshape(x, [*batch, channels, height // factor, factor, width // factor, factor])
     return builder.reshape(builder.call(aten.permute.default, apart, [0, 1, 3, 5, 2, 4]), shape(node))
 
 

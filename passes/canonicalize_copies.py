@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from sptrace.graph import GraphBuilder, Target, parameter, shape, value
+from sptrace.graph import GraphBuilder, Target, parameter, shape, static_shape, value
+from sptrace.sizes import BatchSize, Size, joint
 
 aten = torch.ops.aten
 
@@ -36,9 +36,9 @@ def canonicalize_copies(module: fx.GraphModule) -> int:
 
 
 def _repeat(builder: GraphBuilder, node: fx.Node, x: fx.Node, times: Sequence[int | fx.Node]) -> fx.Node:
-    sizes = [1] * (value(node).ndim - value(x).ndim) + shape(x)
+    sizes: list[Size] = [*[1] * (value(node).ndim - value(x).ndim), *shape(x)]
     times = [1] * (len(sizes) - len(times)) + list(times)
-    apart: list[int] = []
+    apart: list[Size] = []
     wanted: list[int | fx.Node] = []
     for size, count in zip(sizes, times, strict=True):
         if count != 1:
@@ -64,10 +64,10 @@ def _roll(
     builder: GraphBuilder, node: fx.Node, x: fx.Node, shifts: Sequence[int], dims: Sequence[int] = ()
 ) -> fx.Node:
     if not dims:
-        flat = _roll(builder, node, builder.reshape(x, [-1]), shifts, [0])
+        flat = _roll(builder, node, builder.reshape(x, [joint(shape(x))]), shifts, [0])
         return builder.reshape(flat, shape(x))
     for shift, dim in zip(shifts, dims, strict=True):
-        size = value(x).shape[dim]
+        (size,) = static_shape(x, [dim])
         if shift % size:
             start = size - shift % size
             parts = [
@@ -102,30 +102,9 @@ def _fill(builder: GraphBuilder, node: fx.Node, x: fx.Node, number: float) -> fx
 
 
 def _expanded(builder: GraphBuilder, node: fx.Node, number: float) -> fx.Node:
-    sizes = [1 if size == -1 else size for size in shape(node)]
+    sizes = [1 if isinstance(size, BatchSize) else size for size in shape(node)]
     constant = torch.full(sizes, number, dtype=value(node).dtype)
-    return expanded(builder, builder.constant("filled", constant), node)
-
-
-def expanded(builder: GraphBuilder, constant: fx.Node, like: fx.Node) -> fx.Node:
-    """The constant in the shape of `like`: a size of 1 in place of one that depends on the batch is expanded."""
-    if -1 not in shape(like):
-        return constant
-    return builder.call(aten.expand.default, constant, _sizes(builder, like))
-
-
-def _sizes(builder: GraphBuilder, node: fx.Node) -> list[int | fx.Node]:
-    """The sizes of a node: numbers, and multiples of the batch as nodes."""
-    image = next(each for each in builder.graph.nodes if each.op == "placeholder")
-    batch = value(image).shape[0]
-    sizes: list[int | fx.Node] = []
-    for dim, size in enumerate(shape(node)):
-        if size != -1:
-            sizes.append(size)
-            continue
-        pictures = builder.call(aten.sym_size.int, image, 0)
-        sizes.append(builder.call(operator.mul, pictures, value(node).shape[dim] // batch))
-    return sizes
+    return builder.expand(builder.constant("filled", constant), shape(node))
 
 
 def _masked_fill(

@@ -9,6 +9,7 @@ from torch import fx, ops
 
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, shape, value
+from sptrace.sizes import joint
 
 aten = ops.aten
 
@@ -80,21 +81,13 @@ def _pair(
         wanted = [*batch, *order[0], *order[1]]
         turned = _permute(builder, tensor, [letters.index(letter) for letter in wanted])
         inner = [
-            _joint(turned, len(batch), len(order[0])),
-            _joint(turned, len(batch) + len(order[0]), len(order[1])),
+            joint(shape(turned)[len(batch) : len(batch) + len(order[0])]),
+            joint(shape(turned)[len(batch) + len(order[0]) :]),
         ]
         matrices.append(builder.reshape(turned, [*outer, *inner]))
     product = builder.call(aten.matmul.default, *matrices)
     result = [*batch, *rows, *columns]
     return "".join(result), builder.reshape(product, [sizes[letter] for letter in result])
-
-
-def _joint(node: fx.Node, start: int, count: int) -> int:
-    """The size of `count` dimensions in one, -1 if that depends on the batch."""
-    joint = 1
-    for size in shape(node)[start : start + count]:
-        joint = -1 if -1 in (joint, size) else joint * size
-    return joint
 
 
 def _sum_out(builder: GraphBuilder, node: fx.Node, letters: str, kept: set[str]) -> tuple[fx.Node, str]:

@@ -246,7 +246,8 @@ def _rot90(
 
 
 def _channel_shuffle(builder: GraphBuilder, node: fx.Node, x: fx.Node, groups: int) -> fx.Node:
-    batch, channels, *rest = shape(x)
+    batch, _, *rest = shape(x)
+    (channels,) = static_shape(x, [1])
     apart = builder.reshape(x, [batch, groups, channels // groups, *rest])
     return builder.reshape(builder.call(aten.transpose.int, apart, 1, 2), shape(x))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -49,10 +50,7 @@ def _index(builder: GraphBuilder, node: fx.Node, x: fx.Node, given: Sequence[fx.
     for place, size in zip(places, sizes, strict=True):
         joint = joint * size + place % size
     before, after = shape(x)[: dims[0]], shape(x)[dims[-1] + 1 :]
-    total = 1
-    for size in sizes:
-        total *= size
-    return _read(builder, node, builder.reshape(x, [*before, total, *after]), dims[0], joint)
+    return _read(builder, node, builder.reshape(x, [*before, math.prod(sizes), *after]), dims[0], joint)
 
 
 def _read(builder: GraphBuilder, node: fx.Node, x: fx.Node, dim: int, places: Tensor) -> fx.Node:
@@ -86,7 +84,7 @@ def _im2col(
     padding: Sequence[int],
     stride: Sequence[int],
 ) -> fx.Node:
-    channels = value(x).shape[1]
+    (channels,) = static_shape(x, [1])
     options = (list(stride), list(padding), list(dilation), channels)
     cells = builder.call(aten.conv2d.default, x, _cells(builder, channels, kernel), None, *options)
     return builder.reshape(cells, shape(node))
@@ -102,7 +100,7 @@ def _col2im(
     padding: Sequence[int],
     stride: Sequence[int],
 ) -> fx.Node:
-    channels = value(node).shape[1]
+    (channels,) = static_shape(node, [1])
     windows = [
         (length + 2 * pad - spread * (cells - 1) - 1) // step + 1
         for length, cells, spread, pad, step in zip(size, kernel, dilation, padding, stride, strict=True)

@@ -186,10 +186,7 @@ def _dims(x: fx.Node, dims: Dims) -> list[int]:
     if isinstance(dims, int):
         dims = [dims]
     reduced = list(dims) if dims else list(range(value(x).ndim))
-    if -1 in [shape(x)[dim] for dim in reduced]:
-        raise UnsupportedError(
-            f"{x.name!r} is reduced over the pictures of a batch: reduce each picture alone"
-        )
+    static_shape(x, reduced)
     return reduced
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape, static_shape
 
 aten = torch.ops.aten
@@ -47,11 +46,7 @@ def _rewritten(builder: GraphBuilder, node: fx.Node, rewrite: Callable[..., fx.N
     x, *options = node.args
     assert isinstance(x, fx.Node)
     sizes = shape(x)
-    if -1 in sizes[-2:]:
-        where = node.meta.get("source", "source unknown")
-        raise UnsupportedError(
-            f"{node.target} pools over the pictures of a batch ({where}): let it pool over height and width"
-        )
+    static_shape(x, [-2, -1])
     if len(sizes) == 4:
         return rewrite(builder, node, x, *options, **node.kwargs)
     pictures = builder.reshape(x, [sizes[0], 1, *sizes[1:]])

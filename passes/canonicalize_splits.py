@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, ops
 
-from sptrace.graph import GraphBuilder, Target, value
+from sptrace.graph import GraphBuilder, Target, static_shape, value
 
 aten = ops.aten
 
@@ -50,5 +50,6 @@ def _piece(
     if cut.target == aten.unbind.int:
         return builder.call(aten.select.int, x, options[0] if options else dim, index)
     dim = (options[1] if len(options) > 1 else dim) % value(x).ndim
+    static_shape(x, [dim])
     start = sum(piece.shape[dim] for piece in pieces[:index])
     return builder.call(aten.slice.Tensor, x, dim, start, start + pieces[index].shape[dim])

@@ -68,11 +68,7 @@ def canonicalize_synonyms(module: fx.GraphModule) -> int:
 
 
 def _expand_as(builder: GraphBuilder, x: fx.Node, other: fx.Node) -> fx.Node:
-    sizes = [
-        builder.call(aten.sym_size.int, other, dim) if size == -1 else size
-        for dim, size in enumerate(shape(other))
-    ]
-    return builder.call(aten.expand.default, x, sizes)
+    return builder.expand(x, shape(other))
 
 
 def _copy(builder: GraphBuilder, x: fx.Node, source: fx.Node, non_blocking: bool = False) -> fx.Node:

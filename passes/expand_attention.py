@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, parameter, value
+from sptrace.graph import GraphBuilder, parameter, static_shape, value
 
 aten = torch.ops.aten
 
@@ -50,15 +50,15 @@ def _expanded(
         where = node.meta.get("source", "source unknown")
         raise UnsupportedError(f"attention with an active dropout ({where}): call .eval() on the network")
     if enable_gqa:
-        repeats = value(query).shape[-3] // value(key).shape[-3]
+        repeats = static_shape(query, [-3])[0] // static_shape(key, [-3])[0]
         key, values = (
             builder.call(aten.repeat_interleave.self_int, each, repeats, -3) for each in (key, values)
         )
-    factor = 1 / math.sqrt(value(query).shape[-1]) if scale is None else scale
+    factor = 1 / math.sqrt(static_shape(query, [-1])[0]) if scale is None else scale
     scaled = query if factor == 1 else builder.call(aten.mul.Tensor, query, factor)
     logits = builder.call(aten.matmul.default, scaled, builder.call(aten.transpose.int, key, -2, -1))
     if is_causal:
-        queries, keys = value(logits).shape[-2:]
+        queries, keys = static_shape(logits, [-2, -1])
         mask = builder.constant("attention.causal", torch.ones(queries, keys, dtype=torch.bool).tril())
     added = None if mask is None else _added(builder, node, mask)
     if added is not None:

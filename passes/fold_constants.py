@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from sptrace.errors import UnsupportedError
-from sptrace.graph import BATCHES, GraphBuilder, Target, parameter, shape
-from sptrace.passes.canonicalize_copies import expanded
+from sptrace.graph import GraphBuilder, Target, parameter, shape
+from sptrace.sizes import BATCHES, BatchSize, Size
 
 aten = torch.ops.aten
 
@@ -60,7 +60,7 @@ def fold_constants(module: fx.GraphModule) -> int:
                     name = f"{argument.meta['path']}.folded" if argument.meta["path"] else "folded"
                     stored[key] = builder.constant(name, constant.clone())
                 kept = stored[key]
-                node.replace_input_with(argument, expanded(builder, kept, argument))
+                node.replace_input_with(argument, builder.expand(kept, shape(argument)))
     folded = [node for node in run.known if node.op == "call_function"]
     written = []
     count = 0
@@ -101,8 +101,8 @@ class _Run:
         elif node.op == "call_function" and isinstance(node.meta["values"][0], int):
             self.known[node] = node.meta["values"]
         elif node.op == "call_function" and self._is_constant(node):
-            alike = -1 not in _sizes(node) and all(
-                self._is_same(argument) for argument in node.all_input_nodes
+            alike = all(self._is_same(argument) for argument in node.all_input_nodes) and not any(
+                isinstance(size, BatchSize) for size in _sizes(node)
             )
             if not alike and _writes(node) and self._is_same(node.args[0]):  # type: ignore[arg-type]
                 return False  # one memory cannot hold two values
@@ -151,7 +151,7 @@ class _Run:
         return first is second or (not isinstance(first, Tensor | tuple | list) and bool(first == second))
 
 
-def _sizes(node: fx.Node) -> list[int]:
+def _sizes(node: fx.Node) -> list[Size]:
     return shape(node) if isinstance(node.meta["values"][0], Tensor) else []
 
 
@@ -161,7 +161,7 @@ def _for_every_picture(node: fx.Node, values: Values) -> Tensor | None:
     if first is second:
         return first
     for dim, size in enumerate(shape(node)):
-        if size == -1:
+        if isinstance(size, BatchSize):
             first, second = first.narrow(dim, 0, 1), second.narrow(dim, 0, 1)
     same = all(
         torch.equal(one.expand_as(value), value) for one, value in zip((first, second), values, strict=True)

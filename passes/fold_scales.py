@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
-from sptrace.graph import GraphBuilder, parameter, permutation, shape, value
+from sptrace.graph import GraphBuilder, parameter, permutation, shape, static_shape, value
 from sptrace.passes.fold_batch_norms import CONVOLUTIONS
 
 aten = torch.ops.aten
@@ -63,7 +63,7 @@ def _fold_factor(builder: GraphBuilder, product: fx.Node) -> bool:
     channel = value(layer).ndim - 1 if layer.target == aten.linear.default else 1
     if scale.numel() != scale.shape[channel]:
         return False
-    outputs = scale.double().reshape(-1).expand(shape(layer)[channel])
+    outputs = scale.double().reshape(-1).expand(static_shape(layer, [channel]))
     weight, bias = weights(layer)
     assert weight is not None
     data = parameter(builder.module, weight).double()

@@ -11,6 +11,7 @@ from torch._ops import OpOverload
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape, value
 from sptrace.passes.canonicalize_shapes import RESHAPES
+from sptrace.sizes import BatchSize
 
 aten = torch.ops.aten
 
@@ -94,7 +95,7 @@ def _in_slice(
     if shape(part) == shape(x):
         return part
     size = shape(x)[dim]
-    if step != 1 or size == -1:
+    if step != 1 or isinstance(size, BatchSize):
         return None
     first, last, _ = slice(start, end).indices(size)
     around = [(0, first), (first, last), (last, size)]
@@ -108,7 +109,7 @@ def _in_slice(
 
 def _in_layer(builder: GraphBuilder, x: fx.Node, part: fx.Node, dim: int, index: int) -> fx.Node | None:
     size, dim = shape(x)[dim], dim % value(x).ndim
-    if size == -1:
+    if isinstance(size, BatchSize):
         return None
     index %= size
     return _in_slice(builder, x, builder.call(aten.unsqueeze.default, part, dim), dim, index, index + 1)
@@ -123,8 +124,8 @@ def _in_permutation(builder: GraphBuilder, x: fx.Node, part: fx.Node, dims: Sequ
     return builder.call(aten.permute.default, part, [order.index(dim) for dim in range(len(order))])
 
 
-def _in_shape(builder: GraphBuilder, x: fx.Node, part: fx.Node, *options: object) -> fx.Node | None:
-    return None if shape(x).count(-1) > 1 else builder.reshape(part, shape(x))
+def _in_shape(builder: GraphBuilder, x: fx.Node, part: fx.Node, *options: object) -> fx.Node:
+    return builder.reshape(part, shape(x))
 
 
 VIEWS |= {

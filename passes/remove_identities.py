@@ -58,4 +58,5 @@ def _takes_all(
     """Does slice(x, dim, start, end, step) go from the first to the last, whatever the batch?"""
     if start not in (None, 0) or step != 1:
         return False
-    return end in (None, LAST) or (isinstance(end, int) and 0 < shape(x)[dim] <= end)
+    size = shape(x)[dim]
+    return end in (None, LAST) or (isinstance(end, int) and isinstance(size, int) and 0 < size <= end)

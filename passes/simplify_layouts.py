@@ -49,7 +49,7 @@ def _rewritten(builder: GraphBuilder, node: fx.Node) -> fx.Node | None:
 def _reshaped(builder: GraphBuilder, node: fx.Node, inner: fx.Node) -> fx.Node | None:
     """Rewrites 1 and 4."""
     sizes = shape(node)
-    if inner.target == aten.reshape.default and isinstance(inner.args[0], fx.Node) and sizes.count(-1) == 1:
+    if inner.target == aten.reshape.default and isinstance(inner.args[0], fx.Node):
         return builder.reshape(inner.args[0], sizes)
     if permutation(inner) == SWAP and len(sizes) == 4 and sizes[:2] == shape(inner)[:2]:
         batch, channels, height, width = sizes

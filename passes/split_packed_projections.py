@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from sptrace.graph import GraphBuilder, parameter, permutation, shape, value
+from sptrace.graph import GraphBuilder, parameter, permutation, shape, static_shape, value
 from sptrace.passes.canonicalize_shapes import RESHAPES
 
 aten = torch.ops.aten
@@ -60,7 +60,7 @@ def _packed(linear: fx.Node) -> Iterator[Packed]:
         or value(node).ndim <= axis + 1
     ):
         return
-    parts = shape(node)[axis]
+    (parts,) = static_shape(node, [axis])
     chain = [(node, axis)]
     while parts > 1:
         if all(user.target == aten.select.int and _dim(user) == axis for user in node.users):
@@ -122,7 +122,7 @@ def _part(builder: GraphBuilder, packed: Packed, select: fx.Node) -> fx.Node:
 
 def _rows(builder: GraphBuilder, tensor: fx.Node, index: int, parts: int) -> fx.Node:
     """One part of a weight or bias."""
-    rows = shape(tensor)[0] // parts
+    rows = static_shape(tensor, [0])[0] // parts
     if tensor.op != "get_attr":
         return builder.call(aten.slice.Tensor, tensor, 0, index * rows, (index + 1) * rows)
     data = parameter(builder.module, tensor)[index * rows : (index + 1) * rows]

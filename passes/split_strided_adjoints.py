@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import fx
 
-from sptrace.graph import GraphBuilder, shape, static_shape
+from sptrace.graph import GraphBuilder, static_shape, value
 from sptrace.passes.flip_unit_stride_adjoints import turn
 from sptrace.weaving import weave
 
@@ -72,7 +72,7 @@ def _is_worth_it(
     output_padding: list[int],
     groups: int,
 ) -> bool:
-    outputs, group_inputs, *kernel = shape(weight)
+    outputs, group_inputs, *kernel = static_shape(weight, range(value(weight).ndim))
     if not transposed or bias is not None or len(kernel) != 2 or set(stride) == {1} or set(dilation) != {1}:
         return False
     depthwise = groups == outputs and group_inputs == 1

@@ -12,6 +12,7 @@ from torch import fx
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
 from sptrace.passes.fold_constants import fold_constants
+from sptrace.sizes import BatchSize
 
 aten = torch.ops.aten
 
@@ -174,7 +175,7 @@ def _layers(
     size = len(parameters) // (layers * ways)
     if batch_first:
         x = builder.call(aten.transpose.int, x, 0, 1)
-    if shape(x)[0] == -1:
+    if isinstance(shape(x)[0], BatchSize):
         raise UnsupportedError(
             f"{node.target} ({node.meta.get('source', 'source unknown')}) runs along the batch: "
             "its steps must be a fixed number, give it batch_first=True or transpose its input"

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 from sptrace import layers
 from sptrace.errors import SptraceError, UnsupportedError
 from sptrace.graph import (
-    BATCHES,
     GraphBuilder,
+    complaint,
     is_batch,
     parameter,
     place,
@@ -31,6 +31,7 @@ from sptrace.graph import (
 )
 from sptrace.recurrence_shapes import shapes_alone
 from sptrace.regions import inline_regions
+from sptrace.sizes import BATCHES, BatchSize, is_symbolic_size
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<text>[^\n]*)')
 
@@ -171,11 +172,8 @@ def _check_layer(module: fx.GraphModule, layer: str) -> None:
     _, kept = output.args[0]
     sizes, dtype = shape(kept), value(kept).dtype
     batched = len(sizes) in (2, 3, 4) and is_batch(kept, 0)
-    if not batched or -1 in sizes[1:] or dtype != torch.float32:
-        listed = ", ".join(
-            "N" if size == -1 and is_batch(kept, dim) else "?" if size == -1 else str(size)
-            for dim, size in enumerate(sizes)
-        )
+    if not batched or any(isinstance(size, BatchSize) for size in sizes[1:]) or dtype != torch.float32:
+        listed = ", ".join(map(str, sizes))
         raise SptraceError(
             f"the layer {layer!r} gives [{listed}] {dtype}, not torch.float32 [N, C, H, W], [N, T, C] or [N, C]: "
             "choose another layer"
@@ -213,6 +211,7 @@ def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModul
             new = graph.node_copy(node, lambda argument: copied[argument])
             new.meta = _meta(node)
             _propagate(new)
+            _check_sizes(node, new)
         copied[node] = new
     module.recompile()
     return module
@@ -238,6 +237,15 @@ def _propagate(node: fx.Node) -> None:
             f"the sizes or numbers that {node.target} gives depend on the values of a tensor ({where}), "
             "which no fixed graph can do: write the network without it"
         ) from error
+
+
+def _check_sizes(exported: fx.Node, copied: fx.Node) -> None:
+    """Refuse sizes like N // 2, which have no meaning for every batch."""
+    sizes = [
+        size for leaf in tree_leaves(exported.meta["val"]) if isinstance(leaf, Tensor) for size in leaf.shape
+    ]
+    if not all(map(is_symbolic_size, sizes)):
+        raise UnsupportedError(complaint(copied, "a size is no multiple of the number of pictures"))
 
 
 def _data(exported: ExportedProgram, name: str) -> Tensor:

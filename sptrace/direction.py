@@ -100,8 +100,10 @@ def _everywhere(builder: GraphBuilder, direction: fx.Node, explained: fx.Node, n
     dims = _places(explained)
     if not dims:
         return direction
-    sizes = [-1 if dim == 0 else 1 if dim in dims else size for dim, size in enumerate(shape(explained))]
-    places = torch.ones([1 if dim not in dims else size for dim, size in enumerate(shape(explained))])
+    sizes = [1 if dim in dims else size for dim, size in enumerate(shape(explained))]
+    places = torch.ones(
+        [static_shape(explained, [dim])[0] if dim in dims else 1 for dim in range(len(sizes))]
+    )
     if neuron.position is not None:
         places = torch.zeros_like(places)
         places[
@@ -118,7 +120,8 @@ def _places(explained: fx.Node) -> list[int]:
 
 
 def _check(explained: fx.Node, neuron: Neuron) -> None:
-    sizes, dims = shape(explained), _places(explained)
+    dims = _places(explained)
+    sizes = [0, *static_shape(explained, range(1, len(shape(explained))))]
     units = next(size for dim, size in enumerate(sizes) if dim > 0 and dim not in dims)
     if neuron.unit is not None and neuron.unit >= units:
         raise SptraceError(f"the layer {neuron.layer!r} has no unit {neuron.unit}: give 0 to {units - 1}")

@@ -3,7 +3,7 @@
 A node's ``meta`` holds:
 
 - ``values``: what the node gives for each of the two batch sizes of `BATCHES`: tensors without data (device
-  "meta"), numbers for size arithmetic, or tuples of these. A size that differs between the two depends on the batch;
+  "meta"), numbers for size arithmetic, or tuples of these. `shape` reads the sizes off them;
 - ``path``: the module path that the node came from, for example "layer1.0.conv1";
 - ``adjoint``: True for nodes of the pullback;
 - ``source``: file, line and text of the network's own ``forward`` (torch.export records no deeper), for messages.
@@ -11,6 +11,7 @@ A node's ``meta`` holds:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sptrace.errors import UnsupportedError
+from sptrace.sizes import BATCH, BATCHES, BatchSize, Size, literal, size_of
+
 Target = Callable[..., Any]
 """What a call_function node calls: an ATen overload or a gate of `sptrace.gates`."""
-
-
-BATCHES = (2, 3)
-"""Two runs without data tell which sizes depend on the batch, in a hundredth of the time that symbolic sizes take."""
 
 
 PERMUTATIONS = {torch.ops.aten.permute.default, torch.ops.aten.transpose.int}
@@ -39,15 +39,25 @@ def value(node: fx.Node) -> Tensor:
     return first
 
 
-def shape(node: fx.Node) -> list[int]:
-    """The shape of a node's tensor, -1 for sizes that depend on the batch."""
-    first, second = (tensor.shape for tensor in node.meta["values"])
-    return [size if size == other else -1 for size, other in zip(first, second, strict=True)]
+def shape(node: fx.Node) -> list[Size]:
+    """The shape of a node's tensor. Sizes compare as they should: N, k N and a number are never the same."""
+    try:
+        return [
+            size_of(sizes) for sizes in zip(*(tensor.shape for tensor in node.meta["values"]), strict=True)
+        ]
+    except UnsupportedError as error:
+        raise UnsupportedError(complaint(node, str(error))) from None
 
 
 def is_batch(node: fx.Node, dim: int) -> bool:
     """Is this size the batch itself, rather than something computed from it?"""
-    return tuple(tensor.shape[dim] for tensor in node.meta["values"]) == BATCHES
+    return shape(node)[dim] == BATCH
+
+
+def complaint(node: fx.Node, what: str) -> str:
+    """The message for a node through which one picture's answer would depend on others."""
+    where = node.meta.get("source", "source unknown")
+    return f"{what} ({node.name!r}, {where}): let the network compute each picture by itself"
 
 
 def propagate(node: fx.Node) -> None:
@@ -73,11 +83,17 @@ def without_data(*sizes: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 
 def static_shape(node: fx.Node, dims: Sequence[int]) -> list[int]:
-    """The sizes of the dimensions `dims`, which must not depend on the batch."""
+    """The sizes of the dimensions `dims`.
+
+    Raises:
+        UnsupportedError: one of them depends on the batch.
+    """
     sizes = shape(node)
     chosen = [sizes[dim] for dim in dims]
-    assert -1 not in chosen, f"{node} has no fixed size in {dims}: {sizes}"
-    return chosen
+    numbers = [size for size in chosen if not isinstance(size, BatchSize)]
+    if len(numbers) < len(chosen):
+        raise UnsupportedError(complaint(node, "pictures of a batch are combined with each other"))
+    return numbers
 
 
 def permutation(node: fx.Node) -> list[int] | None:
@@ -209,8 +225,44 @@ class GraphBuilder:
         old.replace_all_uses_with(new)
         self.graph.erase_node(old)
 
-    def reshape(self, node: fx.Node, sizes: Sequence[int]) -> fx.Node:
-        """`node` in another shape; at most one size is -1."""
+    def reshape(self, node: fx.Node, sizes: Sequence[Size]) -> fx.Node:
+        """`node` in another shape; a size of -1 is what the others leave over.
+
+        Raises:
+            UnsupportedError: more than one size depends on the batch.
+        """
         if list(sizes) == shape(node):
             return node
-        return self.call(torch.ops.aten.reshape.default, node, list(sizes))
+        try:
+            wanted = literal(sizes)
+        except UnsupportedError as error:
+            raise UnsupportedError(complaint(node, str(error))) from None
+        result = self.call(torch.ops.aten.reshape.default, node, wanted)
+        assert all(size in (-1, given) for size, given in zip(sizes, shape(result), strict=True)), (
+            f"{shape(node)} reshaped to {sizes} is {shape(result)}"
+        )
+        return result
+
+    def expand(self, node: fx.Node, sizes: Sequence[Size]) -> fx.Node:
+        """`node` copied along dimensions of size 1, and along new ones in front, until it has these sizes."""
+        given = [1] * (len(sizes) - value(node).ndim) + shape(node)
+        if list(sizes) == given and len(given) == value(node).ndim:
+            return node
+        new = len(sizes) - value(node).ndim
+        wanted = [
+            -1 if dim >= new and size == before else self._number(size)
+            for dim, (size, before) in enumerate(zip(sizes, given, strict=True))
+        ]
+        return self.call(torch.ops.aten.expand.default, node, wanted)
+
+    def _number(self, size: Size) -> int | fx.Node:
+        """A size as an argument: a number, or a multiple of the batch size, computed."""
+        if not isinstance(size, BatchSize):
+            return size
+        pictures = next(
+            item
+            for item in self.graph.nodes
+            if item.op == "placeholder" and value(item).ndim and is_batch(item, 0)
+        )
+        count = self.call(torch.ops.aten.sym_size.int, pictures, 0)
+        return count if size == BATCH else self.call(operator.mul, count, size.each)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import fx
 
-from sptrace.graph import GraphBuilder, shape
+from sptrace.graph import GraphBuilder, shape, static_shape
+from sptrace.sizes import Size
 
 aten = torch.ops.aten
 
@@ -29,7 +30,8 @@ def weave(builder: GraphBuilder, phases: Phases, strides: tuple[int, int]) -> fx
     some = next(iter(phases.values()))
     complete = len(phases) == rows * columns
     nothing = some if complete else builder.call(aten.zeros_like.default, some)
-    batch, channels, height, width = shape(some)
+    batch, channels = shape(some)[:2]
+    height, width = static_shape(some, [2, 3])
     woven = []
     for row in range(rows):
         cells = [phases.get((row, column), nothing) for column in range(columns)]
@@ -39,7 +41,7 @@ def weave(builder: GraphBuilder, phases: Phases, strides: tuple[int, int]) -> fx
     return builder.reshape(stacked, [batch, channels, height * rows, width * columns])
 
 
-def _alternate(builder: GraphBuilder, parts: Sequence[fx.Node], sizes: Sequence[int]) -> fx.Node:
+def _alternate(builder: GraphBuilder, parts: Sequence[fx.Node], sizes: Sequence[Size]) -> fx.Node:
     """One number of each part in turn along the last dimension."""
     if len(parts) == 1:
         return parts[0]

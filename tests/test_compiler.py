@@ -21,6 +21,7 @@ from sptrace.artifact import METADATA_KEY, Description, GateCount, Preprocessing
 from sptrace.compiler import example_image
 from sptrace.errors import SptraceError, UnsupportedError
 from sptrace.graph import placeholder, shape, value
+from sptrace.sizes import BATCH
 from sptrace.softening import MEASURED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,10 +59,10 @@ def test_the_interface_of_the_module(program: sptrace.Program) -> None:
     graph = program.module.graph
     assert [node.name for node in graph.nodes if node.op == "placeholder"] == ["image", "target"]
     image, target = placeholder(graph, "image"), placeholder(graph, "target")
-    assert (shape(image), value(image).dtype) == ([-1, 3, 16, 16], torch.float32)
-    assert (shape(target), value(target).dtype) == ([-1], torch.int64)
+    assert (shape(image), value(image).dtype) == ([BATCH, 3, 16, 16], torch.float32)
+    assert (shape(target), value(target).dtype) == ([BATCH], torch.int64)
     attribution, logits = graph.output_node().args[0]
-    assert (shape(attribution), shape(logits)) == ([-1, 3, 16, 16], [-1, 7])
+    assert (shape(attribution), shape(logits)) == ([BATCH, 3, 16, 16], [BATCH, 7])
 
 
 def test_the_interface_of_the_file(program: sptrace.Program) -> None:

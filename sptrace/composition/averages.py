@@ -15,7 +15,7 @@ from torch import fx
 from sptrace.assemble import Assembled
 from sptrace.composition.composer import Composer, aten, number
 from sptrace.composition.noise import normal
-from sptrace.graph import shape
+from sptrace.graph import value
 
 Vary = Callable[[Composer, fx.Node, fx.Node, fx.Node, fx.Node], fx.Node]
 """(composer, image, number of the picture from 0, samples, strength) -> a picture near the image."""
@@ -25,7 +25,7 @@ def smooth(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
     """Mean of nu(x + noise) over `samples` draws of normal noise of deviation `sigma`, run-time inputs both."""
 
     def noisy(composer: Composer, image: fx.Node, draw: fx.Node, samples: fx.Node, sigma: fx.Node) -> fx.Node:
-        noise = normal(composer, draw, [1, *shape(image)[1:]], settings["seed"])
+        noise = normal(composer, draw, [1, *value(image).shape[1:]], settings["seed"])
         return composer.call(aten.add.Tensor, image, composer.call(aten.mul.Tensor, noise, sigma))
 
     composer, _, total, answers = _mean(assembled, noisy, settings, "sigma")

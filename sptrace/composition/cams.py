@@ -23,7 +23,7 @@ def gradcam(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule
     image, neuron = composer.image_and_neuron()
     pulled = composer.pull(image, neuron)
     enlarged = _enlarged(composer, _map(composer, pulled), image, settings["interpolation"])
-    repeated = composer.call(aten.expand.default, enlarged, [-1, *shape(image)[1:]])
+    repeated = composer.expand(enlarged, shape(image))
     return composer.outputs(attribution=repeated, **pulled.answers)
 
 

@@ -14,7 +14,8 @@ from torch import fx, nn
 
 from sptrace.assemble import Assembled
 from sptrace.composition.loop import Loop
-from sptrace.graph import BATCHES, GraphBuilder, placeholder, static_shape
+from sptrace.graph import GraphBuilder, placeholder, static_shape
+from sptrace.sizes import BATCHES
 
 aten = torch.ops.aten
 

@@ -15,7 +15,7 @@ from torch import fx
 from sptrace.assemble import Assembled
 from sptrace.composition.composer import Composer, aten, number
 from sptrace.composition.noise import PRIME, normal
-from sptrace.graph import shape
+from sptrace.graph import value
 
 
 def fuse(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
@@ -57,7 +57,7 @@ def _draw(assembled: Assembled, seed: int) -> fx.GraphModule:
     varied = []
     for path, name in assembled.parameters.values():
         weight = composer.share(path)
-        noise = normal(composer, draw, shape(weight), (seed + zlib.crc32(name.encode())) % PRIME)
+        noise = normal(composer, draw, value(weight).shape, (seed + zlib.crc32(name.encode())) % PRIME)
         factor = composer.call(aten.add.Tensor, composer.call(aten.mul.Tensor, noise, strength), 1.0)
         varied.append(composer.call(aten.mul.Tensor, weight, factor))
     more = composer.call(
@@ -93,7 +93,9 @@ def _sample(assembled: Assembled, seed: int) -> fx.GraphModule:
         name: composer.input(name, composer.constant_values(path))
         for name, (path, _) in assembled.parameters.items()
     }
-    noise = normal(composer, composer.call(aten.add.Tensor, before, index), [1, *shape(image)[1:]], seed)
+    noise = normal(
+        composer, composer.call(aten.add.Tensor, before, index), [1, *value(image).shape[1:]], seed
+    )
     noisy = composer.call(aten.add.Tensor, image, composer.call(aten.mul.Tensor, noise, sigma))
     here = composer.pull(noisy, chosen, parameters)
     total = composer.call(aten.add.Tensor, total, here.attribution)

@@ -12,7 +12,8 @@ import torch
 from torch import fx
 
 from sptrace.errors import UnsupportedError
-from sptrace.graph import BATCHES, Target, is_batch, parameter, shape, value
+from sptrace.graph import Target, is_batch, parameter, shape, value
+from sptrace.sizes import BATCH, BatchSize, Size
 
 OPSET = 21
 IR_VERSION = 10
@@ -166,19 +167,13 @@ class OnnxBuilder:
         """A one-dimensional int64 constant: a shape, axes, starts, ends."""
         return np.array(numbers, dtype=np.int64)
 
-    def size(self, node: fx.Node, dim: int) -> int | ir.Value:
-        """A size of `node`: a number or, where it depends on the batch, an int64 [1] that is computed in the file."""
-        given, other = (int(tensor.shape[dim]) for tensor in node.meta["values"])
-        if given == other:
-            return given
-        each = other - given
-        if given != each * BATCHES[0]:
-            raise UnsupportedError(
-                f"a size of {node.name!r} ({source(node)}) is no multiple of the batch size"
-            )
+    def size(self, node: fx.Node, size: Size) -> int | ir.Value:
+        """A size for `node`: a number or, where it depends on the batch, an int64 [1] that is computed in the file."""
+        if not isinstance(size, BatchSize):
+            return size
         pictures = next(item for item in node.graph.nodes if item.op == "placeholder" and _is_batched(item))
         batch = self.op("Shape", pictures, start=0, end=1)
-        return batch if each == 1 else self.op("Mul", batch, self.integers([each]))
+        return batch if size == BATCH else self.op("Mul", batch, self.integers([size.each]))
 
     def apart(self, weight: fx.Node) -> np.ndarray[Any, Any] | None:
         """A copy of weights for one direction of the graph, where one constant must not serve both; else None.
@@ -249,7 +244,5 @@ def _origin(node: fx.Node) -> str:
 
 
 def _onnx_shape(node: fx.Node) -> list[int | str | None]:
-    """The shape for the file; the batch is called N, a size computed from it stays open."""
-    return [
-        size if size != -1 else "N" if is_batch(node, dim) else None for dim, size in enumerate(shape(node))
-    ]
+    """The shape for the file; the batch is called N, a multiple of it stays open."""
+    return [size if isinstance(size, int) else "N" if size == BATCH else None for size in shape(node)]

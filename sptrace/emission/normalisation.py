@@ -13,6 +13,7 @@ from sptrace import gates
 from sptrace.emission.builder import Input, OnnxBuilder, emits
 from sptrace.graph import shape, static_shape, value
 from sptrace.pullback.table import aten
+from sptrace.sizes import literal
 
 
 @emits(gates.layer_norm)
@@ -84,10 +85,10 @@ def group_norm(
     GroupNormalization would say the same, but runtimes have no kernel for it and expand it into single steps.
     """
     sizes = shape(x)
-    grouped = onnx.op("Reshape", x, onnx.integers([sizes[0], groups, value(x)[0].numel() // groups]))
+    grouped = onnx.op("Reshape", x, onnx.integers(literal([sizes[0], groups, value(x)[0].numel() // groups])))
     ones, zeros = np.ones(groups, dtype=np.float32), np.zeros(groups, dtype=np.float32)
     standard = onnx.op("InstanceNormalization", grouped, ones, zeros, epsilon=eps)
-    result = onnx.op("Reshape", standard, onnx.integers(sizes))
+    result = onnx.op("Reshape", standard, onnx.integers(literal(sizes)))
     channels = onnx.integers([-1] + [1] * (len(sizes) - 2))
     if weight is not None:
         result = onnx.op("Mul", result, onnx.op("Reshape", weight, channels))

@@ -9,16 +9,17 @@ import onnx_ir as ir
 from torch import fx
 
 from sptrace.emission.builder import Input, OnnxBuilder, emits
-from sptrace.graph import shape, value
+from sptrace.graph import shape, static_shape, value
 from sptrace.pullback.table import aten
+from sptrace.sizes import literal
 
 INT64_MIN = np.iinfo(np.int64).min
 
 
 @emits(aten.reshape.default)
 def reshape(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, sizes: Sequence[int]) -> ir.Value:
-    """Reshape; -1 stands for the batch."""
-    return onnx.op("Reshape", x, onnx.integers(shape(node)))
+    """Reshape; -1 stands for the size that depends on the batch."""
+    return onnx.op("Reshape", x, onnx.integers(literal(shape(node))))
 
 
 @emits(aten.unsqueeze.default)
@@ -37,10 +38,9 @@ def squeeze(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dim: int) -> ir.Value:
 def expand(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, sizes: Sequence[int]) -> ir.Value:
     """Expand, in which a 1 leaves a dimension as it is. A constant is expanded to as many pictures as there are."""
     target, given = shape(node), shape(x)
-    given = [1] * (len(target) - len(given)) + given
+    given = [*[1] * (len(target) - len(given)), *given]
     wanted = [
-        1 if size == before else onnx.size(node, dim)
-        for dim, (size, before) in enumerate(zip(target, given, strict=True))
+        1 if size == before else onnx.size(node, size) for size, before in zip(target, given, strict=True)
     ]
     numbers = [size for size in wanted if isinstance(size, int)]
     if len(numbers) == len(wanted):
@@ -122,9 +122,9 @@ def constant_pad(
     result: Input = x
     cropped = [dim for dim in range(rank) if before[dim] < 0 or after[dim] < 0]
     if cropped:
-        sizes = shape(x)
+        sizes = static_shape(x, cropped)
         starts = [max(0, -before[dim]) for dim in cropped]
-        ends = [sizes[dim] - max(0, -after[dim]) for dim in cropped]
+        ends = [size - max(0, -after[dim]) for size, dim in zip(sizes, cropped, strict=True)]
         result = _slice(onnx, x, starts, ends, cropped, [1] * len(cropped))
     widths = [max(0, width) for width in [*before, *after]]
     if any(widths) or not cropped:

@@ -122,5 +122,4 @@ def _spread(pull: Pull, v: fx.Node, x: fx.Node, dims: Sequence[int]) -> fx.Node:
     rank = value(x).ndim
     reduced = {dim % rank for dim in dims}
     kept = [1 if dim in reduced else size for dim, size in enumerate(shape(x))]
-    # In expand -1 means "as it is", which is right for the batch: it is never reduced.
-    return pull.call(aten.expand.default, pull.reshape(v, kept), shape(x))
+    return pull.expand(pull.reshape(v, kept), shape(x))

@@ -113,8 +113,9 @@ def _dilate(pull: Pull, v: fx.Node, dim: int, step: int) -> fx.Node:
     if step == 1:
         return v
     sizes = shape(v)
+    (size,) = static_shape(v, [dim])
     apart = _pad(pull, pull.call(aten.unsqueeze.default, v, dim + 1), dim + 1, 0, step - 1)
-    length = sizes[dim] * step
+    length = size * step
     joined = pull.reshape(apart, [*sizes[:dim], length, *sizes[dim + 1 :]])
     return pull.call(aten.slice.Tensor, joined, dim, 0, length - step + 1)
 

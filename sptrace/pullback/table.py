@@ -25,6 +25,7 @@ from torch import fx
 
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape
+from sptrace.sizes import BatchSize
 
 aten = torch.ops.aten
 
@@ -86,9 +87,10 @@ class Pull(GraphBuilder):
     def sizes(self, x: fx.Node, dims: Sequence[int]) -> list[int]:
         """The sizes of the dimensions `dims`, along which the op mixes numbers: the batch must not be among them."""
         sizes = [shape(x)[dim] for dim in dims]
-        if -1 in sizes:
+        numbers = [size for size in sizes if not isinstance(size, BatchSize)]
+        if len(numbers) < len(sizes):
             raise UnsupportedError("one picture's explanation would depend on the others of its batch")
-        return sizes
+        return numbers
 
     def times(self, v: fx.Node, factor: float) -> fx.Node:
         """`v` times a number."""

@@ -7,9 +7,10 @@ import math
 from torch import fx
 
 from sptrace.errors import UnsupportedError
-from sptrace.graph import BATCHES, is_batch, shape, value
-from sptrace.pullback.table import Pull, aten
+from sptrace.graph import is_batch, shape, value
+from sptrace.pullback.table import Pull
 from sptrace.pullback.term import Term
+from sptrace.sizes import BATCH, BatchSize
 from sptrace.softening import Relative, Temperature
 
 SMALLEST = 1e-12
@@ -45,12 +46,12 @@ def _squared_scale(pull: Pull, z: fx.Node, unit: str) -> Term:
     if is_batch(z, 0):
         return _mean_square(Term(pull, z), list(range(1, len(sizes))), unit)
     # Several rows a picture: windows of it, one after the other.
-    rows, rest = divmod(value(z).shape[0], BATCHES[0])
-    if sizes[0] != -1 or rest:
+    if not isinstance(sizes[0], BatchSize):
         raise UnsupportedError("a relative temperature needs to know which numbers belong to which picture")
-    square = _mean_square(Term(pull, pull.reshape(z, [-1, value(z)[:rows].numel()])), [1], unit)
-    repeated = pull.call(aten.expand.default, square.node, [-1, rows])
-    return Term(pull, pull.reshape(repeated, [-1] + [1] * (len(sizes) - 1)))
+    rows = sizes[0].each
+    square = _mean_square(Term(pull, pull.reshape(z, [BATCH, rows * value(z)[0].numel()])), [1], unit)
+    repeated = pull.expand(square.node, [BATCH, rows])
+    return Term(pull, pull.reshape(repeated, [sizes[0]] + [1] * (len(sizes) - 1)))
 
 
 def _mean_square(x: Term, dims: list[int], unit: str) -> Term:

@@ -11,7 +11,8 @@ from torch import fx, nn
 from sptrace.composition.noise import normal
 from sptrace.emission import emit
 from sptrace.emission.saving import to_bytes
-from sptrace.graph import BATCHES, GraphBuilder
+from sptrace.graph import GraphBuilder
+from sptrace.sizes import BATCHES
 from sptrace.verification.eager_programs import normal as normal_in_numpy
 
 SHAPE = (3, 224, 224)

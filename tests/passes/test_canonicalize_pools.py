@@ -11,6 +11,7 @@ from sptrace.capture import capture
 from sptrace.errors import UnsupportedError
 from sptrace.graph import shape
 from sptrace.passes import canonicalize_pools
+from sptrace.sizes import BATCH
 
 FLATTEN = {"aten.flatten.using_ints": 1}
 
@@ -28,7 +29,7 @@ def check(pool: nn.Module, expected: dict[str, int], size: int = 16) -> torch.fx
 def test_1_the_average_of_everything() -> None:
     [mean] = nodes(check(nn.AdaptiveAvgPool2d(1), {"aten.mean.dim": 1}), "aten.mean.dim")
     assert mean.args[1:] == ([2, 3], True)
-    assert shape(mean) == [-1, 3, 1, 1]
+    assert shape(mean) == [BATCH, 3, 1, 1]
 
 
 @pytest.mark.parametrize("size", [16, (16, None), (None, 16)])
@@ -126,7 +127,7 @@ def test_pooling_over_the_batch_is_refused() -> None:
 
     module = capture(small(body, pool=nn.AvgPool2d(3, 1, 1)), images(1))
     with pytest.raises(
-        UnsupportedError, match=r"pools over the pictures of a batch \(.*small_networks\.py"
+        UnsupportedError, match=r"pictures of a batch are combined .*small_networks\.py"
     ) as caught:
         canonicalize_pools(module)
     assert "\n" not in str(caught.value)
