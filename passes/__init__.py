@@ -23,6 +23,7 @@ from sptrace.passes.canonicalize_functions import canonicalize_functions
 from sptrace.passes.canonicalize_indexing import canonicalize_indexing
 from sptrace.passes.canonicalize_norms import canonicalize_norms
 from sptrace.passes.canonicalize_padding import canonicalize_padding
+from sptrace.passes.canonicalize_pool_ranks import canonicalize_pool_ranks
 from sptrace.passes.canonicalize_pools import canonicalize_pools
 from sptrace.passes.canonicalize_resizing import canonicalize_resizing
 from sptrace.passes.canonicalize_shapes import canonicalize_shapes
@@ -62,6 +63,7 @@ PREPARE: tuple[Pass, ...] = (
     canonicalize_functions,
     canonicalize_extrema,
     canonicalize_norms,
+    canonicalize_pool_ranks,
     canonicalize_compositions,
     canonicalize_copies,
     canonicalize_einsum,
@@ -121,6 +123,7 @@ __all__ = [
     "canonicalize_indexing",
     "canonicalize_norms",
     "canonicalize_padding",
+    "canonicalize_pool_ranks",
     "canonicalize_pools",
     "canonicalize_resizing",
     "canonicalize_shapes",

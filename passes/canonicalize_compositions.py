@@ -24,9 +24,8 @@ def canonicalize_compositions(module: fx.GraphModule) -> int:
     4.  prelu(x, w)                         ->  _prelu_kernel(x, w with a size for every dimension of x)
     5.  softmax(x, dim, dtype)              ->  softmax(x, dim)
     6.  log_softmax, log_sigmoid, logsumexp ->  x - m - log(sum(exp(x - m))), -softplus(-x), m + log(sum(exp(x - m)))
-    7.  adaptive_avg_pool1d, avg_pool1d     ->  the same with a height of 1
-    8.  pixel_shuffle, pixel_unshuffle      ->  reshape and permute
-    9.  clamp(x, low, high), bounds tensors ->  minimum(maximum(x, low), high); an infinite number bounds nothing
+    7.  pixel_shuffle, pixel_unshuffle      ->  reshape and permute
+    8.  clamp(x, low, high), bounds tensors ->  minimum(maximum(x, low), high); an infinite number bounds nothing
     """
     builder = GraphBuilder(module)
     count = 0
@@ -141,38 +140,6 @@ def _log_sigmoid(builder: GraphBuilder, node: fx.Node, x: fx.Node) -> fx.Node:
     return builder.call(aten.neg.default, builder.call(aten.softplus.default, negative))
 
 
-def _adaptive_average_1d(builder: GraphBuilder, node: fx.Node, x: fx.Node, size: Sequence[int]) -> fx.Node:
-    flat = builder.call(aten.adaptive_avg_pool2d.default, _with_height(builder, x), [1, *size])
-    return builder.reshape(flat, shape(node))
-
-
-def _average_1d(
-    builder: GraphBuilder,
-    node: fx.Node,
-    x: fx.Node,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0,),
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> fx.Node:
-    flat = builder.call(
-        aten.avg_pool2d.default,
-        _with_height(builder, x),
-        [1, *kernel],
-        [1, *(stride or kernel)],
-        [0, *padding],
-        ceil_mode,
-        count_include_pad,
-    )
-    return builder.reshape(flat, shape(node))
-
-
-def _with_height(builder: GraphBuilder, x: fx.Node) -> fx.Node:
-    sizes = shape(x)
-    return builder.reshape(x, [*sizes[:-1], 1, sizes[-1]])
-
-
 def _pixel_shuffle(builder: GraphBuilder, node: fx.Node, x: fx.Node, factor: int) -> fx.Node:
     *batch, _, _, _ = shape(x)
     channels, height, width = static_shape(x, [-3, -2, -1])
@@ -226,8 +193,6 @@ REWRITES: dict[Target, Callable[..., fx.Node | None]] = {
     aten.log_sigmoid.default: _log_sigmoid,
     aten.logsumexp.default: _log_sum,
     aten.special_logsumexp.default: _log_sum,
-    aten.adaptive_avg_pool1d.default: _adaptive_average_1d,
-    aten.avg_pool1d.default: _average_1d,
     aten.clamp.Tensor: _clamp_by_tensors,
     aten.pixel_shuffle.default: _pixel_shuffle,
     aten.pixel_unshuffle.default: _pixel_unshuffle,

@@ -36,20 +36,20 @@ def canonicalize_extrema(module: fx.GraphModule) -> int:
 def _largest(
     builder: GraphBuilder, node: fx.Node, x: fx.Node, dim: int, keepdim: bool = False
 ) -> fx.Node | None:
-    return _values(builder, node, lambda: builder.call(gates.first_maximum, x, dim, keepdim))
+    return values_replaced(builder, node, lambda: builder.call(gates.first_maximum, x, dim, keepdim))
 
 
 def _smallest(
     builder: GraphBuilder, node: fx.Node, x: fx.Node, dim: int, keepdim: bool = False
 ) -> fx.Node | None:
-    return _values(
+    return values_replaced(
         builder,
         node,
         lambda: _mirrored(builder, x, lambda y: builder.call(gates.first_maximum, y, dim, keepdim)),
     )
 
 
-def _values(builder: GraphBuilder, node: fx.Node, make: Callable[[], fx.Node]) -> fx.Node | None:
+def values_replaced(builder: GraphBuilder, node: fx.Node, make: Callable[[], fx.Node]) -> fx.Node | None:
     """Both results are replaced at their readers, if these read only the values."""
     if any(user.args[1] != 0 for user in node.users):
         return None

@@ -22,7 +22,7 @@ def canonicalize_norms(module: fx.GraphModule) -> int:
     """Rewrite; returns how many.
 
     1.  linalg_vector_norm(x, 2, dims), norm   ->  root(sum(x x), 2)
-        of order 1, p > 1, infinity, -infinity ->  sum(abs(x)), root(sum(abs(x)^p), p), amax(abs(x)), -amax(-abs(x))
+        of order 1, p > 1, infinity, -infinity ->  sum(abs(x)), root(sum(abs(x)^p), p), extreme_size(x)
     2.  linalg_matrix_norm(x, "fro", dims)     ->  the norm of order 2
     3.  var, std                               ->  the mean square of x - mean(x), and its root
     4.  var_mean(x), std_mean(x)               ->  var(x), std(x) and mean(x)
@@ -57,11 +57,9 @@ def _vector_norm(
     reduced = _dims(x, dims)
     if order == 2:
         return builder.call(gates.root, _sum(builder, _square(builder, x), reduced, keepdim), 2)
-    size = builder.call(aten.abs.default, x)
     if math.isinf(order):
-        signed = size if order > 0 else builder.call(aten.neg.default, size)
-        largest = builder.call(aten.amax.default, signed, reduced, keepdim)
-        return largest if order > 0 else builder.call(aten.neg.default, largest)
+        return builder.call(gates.extreme_size, x, reduced, keepdim, order > 0)
+    size = builder.call(aten.abs.default, x)
     if order == 1:
         return _sum(builder, size, reduced, keepdim)
     powers = builder.call(aten.pow.Tensor_Scalar, size, order)

@@ -7,6 +7,8 @@ keywords `rule` and `tau` say how the pullback treats it, and only the rules in 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -116,6 +118,11 @@ def root(x: Tensor, order: float) -> Tensor:
     No gate: it is x^(1 / order). But where that has an infinite derivative, at 0, PyTorch gives norms and deviations 0.
     """
     return torch.sqrt(x) if order == 2 else torch.pow(x, 1 / order)
+
+
+def extreme_size(x: Tensor, dims: list[int], keepdim: bool, largest: bool) -> Tensor:
+    """The norm of order infinity, or -infinity: the largest or smallest absolute value. No gate, but a length."""
+    return torch.linalg.vector_norm(x, math.inf if largest else -math.inf, dims, keepdim)
 
 
 def first_maximum(x: Tensor, dim: int, keepdim: bool) -> Tensor:

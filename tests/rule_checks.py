@@ -184,9 +184,9 @@ def check_ordinary(op: nn.Module, *sizes: int, image: Tensor | None = None, tole
     check_jacobians(op, image, torch.stack(rows, dim=1), softening="hard", tolerance=tolerance)
 
 
-def check_all(image: Tensor, *functions: Callable[[Tensor], Tensor]) -> None:
+def check_all(image: Tensor, *functions: Callable[[Tensor], Tensor], tolerance: float = EXACT) -> None:
     """`check_ordinary` of several functions of the same image, in one network."""
-    check_ordinary(SideBySide(*map(Op, functions)).eval(), image=image)
+    check_ordinary(SideBySide(*map(Op, functions)).eval(), image=image, tolerance=tolerance)
 
 
 def _session(module: fx.GraphModule) -> onnxruntime.InferenceSession:

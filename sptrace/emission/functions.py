@@ -105,6 +105,15 @@ def amax(
     return onnx.op("ReduceMax", x, onnx.integers(axes), keepdims=int(keepdim))
 
 
+@emits(gates.extreme_size)
+def extreme_size(
+    onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dims: Sequence[int], keepdim: bool, largest: bool
+) -> ir.Value:
+    """ReduceMax or ReduceMin of Abs."""
+    reduction = "ReduceMax" if largest else "ReduceMin"
+    return onnx.op(reduction, onnx.op("Abs", x), onnx.integers(dims), keepdims=int(keepdim))
+
+
 @emits(gates.first_maximum)
 def first_maximum(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dim: int, keepdim: bool) -> ir.Value:
     """ReduceMax."""

@@ -17,6 +17,20 @@ def amax(
     pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dims: Sequence[int] = (), keepdim: bool = False
 ) -> Cotangents:
     """The largest number gets v; several that are equally large share it, as in PyTorch."""
+    yield x, _shared(pull, v, y, x, dims)
+
+
+@adjoint(gates.extreme_size)
+def extreme_size(
+    pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dims: Sequence[int], keepdim: bool, largest: bool
+) -> Cotangents:
+    """Of the absolute values, times the sign of x."""
+    share = _shared(pull, v, y, pull.call(aten.abs.default, x), dims)
+    yield x, pull.call(aten.mul.Tensor, share, pull.call(aten.sign.default, x))
+
+
+def _shared(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dims: Sequence[int]) -> fx.Node:
+    """Equal shares of v for the numbers that are y."""
     rank = value(x).ndim
     reduced = {dim % rank for dim in dims} or set(range(rank))
     pull.sizes(x, sorted(reduced))
@@ -25,7 +39,7 @@ def amax(
     ones = pull.call(aten.to.dtype, found, value(v).dtype)
     count = pull.call(aten.sum.dim_IntList, ones, sorted(reduced), True)
     share = pull.call(aten.div.Tensor, pull.reshape(v, kept), count)
-    yield x, pull.call(aten.mul.Tensor, ones, share)
+    return pull.call(aten.mul.Tensor, ones, share)
 
 
 @adjoint(gates.first_maximum)

@@ -109,6 +109,30 @@ def _softmax_pool(
     return pullback
 
 
+def _softmax_windows(z: Tensor, tau: float | Tensor, form: str, **arguments: Any) -> Pullback:
+    """Spread over the windows of a pool by its name: of pictures, of rows, or as many windows as are asked for."""
+    row = "pool1d" in form
+    picture = z.unsqueeze(-2) if row else z
+    if "output_size" in arguments:
+        sizes = list(picture.shape[-2:])
+        asked = arguments.pop("output_size")
+        asked = [asked] * 2 if isinstance(asked, int) else list(asked)
+        outputs = [1, asked[-1]] if row else [out or size for out, size in zip(asked, sizes, strict=True)]
+        if any(size % out for size, out in zip(sizes, outputs, strict=True)):
+            raise UnsupportedError("the reference cannot soften windows of several sizes")
+        window = tuple(size // out for size, out in zip(sizes, outputs, strict=True))
+        arguments = {"kernel_size": window}
+    elif row:
+        for name, alone in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+            if arguments.get(name):
+                number = arguments[name]
+                arguments[name] = (alone, number if isinstance(number, int) else number[0])
+    pullback = _softmax_pool(
+        picture, tau.unsqueeze(-1) if row and isinstance(tau, Tensor) else tau, **arguments
+    )
+    return lambda cotangent: pullback(cotangent.unsqueeze(-2)).squeeze(-2) if row else pullback(cotangent)
+
+
 def _held_glu(x: Tensor, tau: float | Tensor, dim: int = -1, **_: Any) -> Pullback:
     """Let the first half carry the cotangent through the gate, the second half, which is the gate, none."""
     second = (x / tau).chunk(2, dim)[1]
@@ -172,7 +196,7 @@ RULES: dict[str, dict[str, Callable[..., Pullback] | None]] = {
             lambda z, tau, approximate="none", **_: (_phi_tanh if approximate == "tanh" else _phi)(z / tau)
         ),
     },
-    "max_pool": {"softmax": _softmax_pool},
+    "max_pool": {"softmax": _softmax_windows},
     "layer_norm": {"frozen": _times(_frozen_scale)},
     "attention": {"value": _frozen_attention, "full": None},
     "glu": {"gate": _held_glu},
@@ -184,6 +208,7 @@ RULES: dict[str, dict[str, Callable[..., Pullback] | None]] = {
 
 
 _MAX_POOL = ("max_pool", "input kernel_size stride padding dilation ceil_mode return_indices")
+_ADAPTIVE_MAX_POOL = ("max_pool", "input output_size return_indices")
 # The name of a call: the kind of its gate, and the names of the arguments that it takes by position.
 _CALLS: dict[str, tuple[str, str]] = {
     "relu": ("relu", "input inplace"),
@@ -194,6 +219,12 @@ _CALLS: dict[str, tuple[str, str]] = {
     "hardtanh": ("hardtanh", "input min_val max_val inplace"),
     "max_pool2d": _MAX_POOL,
     "max_pool2d_with_indices": _MAX_POOL,
+    "max_pool1d": _MAX_POOL,
+    "max_pool1d_with_indices": _MAX_POOL,
+    "adaptive_max_pool1d": _ADAPTIVE_MAX_POOL,
+    "adaptive_max_pool1d_with_indices": _ADAPTIVE_MAX_POOL,
+    "adaptive_max_pool2d": _ADAPTIVE_MAX_POOL,
+    "adaptive_max_pool2d_with_indices": _ADAPTIVE_MAX_POOL,
     "silu": ("silu", "input inplace"),
     "gelu": ("gelu", "input"),
     "layer_norm": ("layer_norm", "input normalized_shape weight bias eps cudnn_enable"),
@@ -218,7 +249,7 @@ def read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str
         if low > 0 or high <= 0:
             return None  # y = z * m(z) would need an infinite m at 0: a clamp, not a gate
         return "relu6" if low == 0 else "hardtanh", arguments
-    if kind == "elu":
+    if kind in ("elu", "max_pool"):
         arguments["form"] = name
     if name == "instance_norm" and not arguments.get("use_input_stats", True):
         return None  # a batch norm under another name

@@ -5,13 +5,19 @@ The pictures of these tests lie there on purpose. What counts is torch.autograd 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from rule_checks import Op, check_all, check_ordinary, compile_pullback, numbers
-from torch import Tensor
+from small_networks import images, small
+from torch import Tensor, nn
+
+import sptrace
 
 Function = Callable[[Tensor], Tensor]
 
@@ -186,3 +192,27 @@ def test_normalisation_of_nothing() -> None:
     """Of a black picture the cotangent is divided by eps, 1e12 times what it is elsewhere."""
     check_ordinary(Op(lambda x: F.normalize(x, dim=1)), image=dead()[:2, :, :, :1] + 1)
     check_ordinary(Op(lambda x: F.normalize(x.flatten(1), dim=1)), image=dead()[2:3])
+
+
+@pytest.mark.parametrize("softening", ["hard", "relative"])
+def test_black_and_letterboxed_pictures(softening: str, tmp_path: Path) -> None:
+    """A network with norms of channels, of features, and pools of squares; nothing of it is a gate."""
+
+    def body(self: Any, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        length = y.norm(dim=(2, 3), keepdim=True)
+        y = y * (length / (length.mean(1, keepdim=True) + 1e-6)) + y
+        parts = [F.lp_pool2d(y, 2, 2), y.std((2, 3)), y.norm(dim=3), F.normalize(y, dim=1, eps=0.1)]
+        return self.head(torch.cat([part.flatten(1) for part in parts], 1).tanh())
+
+    head = nn.Linear(4 * (16 + 1 + 8 + 64), 5)
+    network = small(body, stem=nn.Conv2d(3, 4, 3, padding=1, bias=False), head=head)
+    sptrace.compile(network, images(1, 8), softening=softening).save(tmp_path / "network.onnx")
+    pictures = images(3, 8, seed=5)
+    pictures[0], pictures[1, :, :3], pictures[2, :, :, 4:] = 0.0, 0.0, 0.25
+    result = sptrace.load(tmp_path / "network.onnx").explain(pictures.numpy(), [0, 1, 2])
+    leaf = pictures.double().requires_grad_()
+    logits = copy.deepcopy(network).double()(leaf)
+    (wanted,) = torch.autograd.grad(logits[range(3), range(3)].sum(), leaf)
+    for given, right in zip(torch.from_numpy(result.attribution), wanted, strict=True):
+        assert (given - right).abs().max() <= 2e-5 * right.abs().max()

@@ -1,0 +1,169 @@
+"""Pools along one dimension or three, adaptive maxima and pools of powers become pools of pictures and roots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import fx
+
+from sptrace import gates
+from sptrace.errors import UnsupportedError
+from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
+from sptrace.passes.canonicalize_extrema import values_replaced
+
+aten = torch.ops.aten
+
+
+def canonicalize_pool_ranks(module: fx.GraphModule) -> int:
+    """Rewrite; returns how many.
+
+    1. max_pool1d, avg_pool1d, adaptive_avg_pool1d      ->  the same of pictures with a height of 1
+    2. avg_pool3d, adaptive_avg_pool3d                  ->  over height and width, then over the depth
+    3. adaptive_max_pool1d, adaptive_max_pool2d         ->  max_pool2d, if all windows are of one size
+    4. max_pool2d_with_indices, whose values are read   ->  max_pool2d
+    5. pow(sign(o) relu(abs(o)) k, 1 / p), the end of   ->  root(o k, p)
+       lp_pool2d, o the mean of x^p
+
+    Adaptive maxima over windows of several sizes are refused.
+    """
+    builder = GraphBuilder(module)
+    count = 0
+    for node in list(module.graph.nodes):
+        if node.target not in REWRITES:
+            continue
+        with builder.replacing(node):
+            new = REWRITES[node.target](builder, node, *node.args, **node.kwargs)
+        if new is not None:
+            builder.replace(node, new)
+            count += 1
+    return count
+
+
+def _along_a_row(target: Target, fills: Sequence[int]) -> Callable[..., fx.Node]:
+    """A pool along one dimension, as one of pictures; `fills` are the options of its height."""
+
+    def rewrite(builder: GraphBuilder, node: fx.Node, x: fx.Node, *options: object) -> fx.Node:
+        wide = [
+            ([fill, *option] if option else []) if isinstance(option, list | tuple) else option
+            for fill, option in zip([*fills, *[0] * len(options)], options, strict=False)
+        ]
+        return builder.reshape(builder.call(target, _with_height(builder, x), *wide), shape(node))
+
+    return rewrite
+
+
+def _with_height(builder: GraphBuilder, x: fx.Node) -> fx.Node:
+    sizes = shape(x)
+    return builder.reshape(x, [*sizes[:-1], 1, sizes[-1]])
+
+
+def _average_3d(
+    builder: GraphBuilder,
+    node: fx.Node,
+    x: fx.Node,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor: int | None = None,
+) -> fx.Node:
+    """The share of a cell in a window is the product of its shares along each dimension, the padding's too."""
+    if divisor is not None:
+        raise UnsupportedError("avg_pool3d with a divisor of its own: multiply by a number instead")
+    (depth, *window), (stride_there, *steps), (padding_there, *pads) = (
+        _triple(option) for option in (kernel, stride or kernel, padding)
+    )
+    how = (ceil_mode, count_include_pad)
+    mean = builder.call(aten.avg_pool2d.default, _flat(builder, x), window, steps, pads, *how)
+    along = ([depth, 1], [stride_there, 1], [padding_there, 0])
+    result = builder.call(aten.avg_pool2d.default, _deep(builder, mean, x), *along, *how)
+    return builder.reshape(result, shape(node))
+
+
+def _adaptive_average_3d(builder: GraphBuilder, node: fx.Node, x: fx.Node, size: Sequence[int]) -> fx.Node:
+    depth, height, width = static_shape(node, [-3, -2, -1])
+    mean = builder.call(aten.adaptive_avg_pool2d.default, _flat(builder, x), [height, width])
+    deep = _deep(builder, mean, x)
+    result = builder.call(aten.adaptive_avg_pool2d.default, deep, [depth, height * width])
+    return builder.reshape(result, shape(node))
+
+
+def _flat(builder: GraphBuilder, x: fx.Node) -> fx.Node:
+    """[N, C, D, H, W] as [N, C D, H, W]."""
+    if value(x).ndim != 5:
+        raise UnsupportedError("it takes its input for a single volume: give it a batch dimension")
+    batch, channels, depth, *plane = shape(x)
+    return builder.reshape(x, [batch, channels * depth, *plane])
+
+
+def _deep(builder: GraphBuilder, flat: fx.Node, x: fx.Node) -> fx.Node:
+    """[N, C D, H, W] as [N, C, D, H W]."""
+    batch, channels, depth = shape(x)[:3]
+    height, width = shape(flat)[2:]
+    return builder.reshape(flat, [batch, channels, depth, height * width])
+
+
+def _adaptive_maximum(
+    builder: GraphBuilder, node: fx.Node, x: fx.Node, size: Sequence[int]
+) -> fx.Node | None:
+    row = value(x).ndim == 3 and len(size) == 1
+    picture = _with_height(builder, x) if row else x
+    sizes = static_shape(picture, [-2, -1])
+    outputs = [1, *size] if row else list(node.meta["values"][0][0].shape[-2:])
+    if any(length % out for length, out in zip(sizes, outputs, strict=True)):
+        raise UnsupportedError(
+            f"{node.target} of {sizes} to {outputs} has windows of several sizes "
+            f"({node.meta.get('source', 'source unknown')}): choose an output size that divides the input's"
+        )
+    window = [length // out for length, out in zip(sizes, outputs, strict=True)]
+    largest = builder.call(aten.max_pool2d.default, picture, window, window)
+    result = builder.reshape(largest, [*shape(x)[: -len(size)], *outputs[-len(size) :]])
+    return values_replaced(builder, node, lambda: result)
+
+
+def _maximum_and_index(builder: GraphBuilder, node: fx.Node, x: fx.Node, *options: object) -> fx.Node | None:
+    return values_replaced(builder, node, lambda: builder.call(aten.max_pool2d.default, x, *options))
+
+
+def _root_of_powers(builder: GraphBuilder, node: fx.Node, x: fx.Node, exponent: float) -> fx.Node | None:
+    """PyTorch's lp_pool2d has 0 for its derivative where all of a window is 0; so have our roots."""
+    if x.target not in (aten.mul.Tensor, aten.mul.Scalar) or exponent <= 0:
+        return None
+    signed, count = x.args
+    if (
+        not isinstance(signed, fx.Node)
+        or signed.target != aten.mul.Tensor
+        or not isinstance(count, int | float)
+    ):
+        return None
+    sign, size = signed.args
+    if sign.target != aten.sign.default or size.target != aten.relu.default:  # type: ignore[union-attr]
+        return None
+    (mean,), (absolute,) = sign.args, size.args  # type: ignore[union-attr]
+    if absolute.target != aten.abs.default or absolute.args != (mean,):  # type: ignore[union-attr]
+        return None
+    total = builder.call(aten.mul.Tensor, mean, count)
+    if exponent == 1:
+        nothing = builder.call(aten.eq.Scalar, total, 0)
+        return builder.call(aten.where.ScalarSelf, nothing, 0.0, total)
+    return builder.call(gates.root, total, 1 / exponent)
+
+
+def _triple(option: Sequence[int] | int) -> list[int]:
+    numbers = [option] if isinstance(option, int) else list(option)
+    return numbers * 3 if len(numbers) == 1 else numbers
+
+
+REWRITES: dict[Target, Callable[..., fx.Node | None]] = {
+    aten.max_pool1d.default: _along_a_row(aten.max_pool2d.default, [1, 1, 0, 1]),
+    aten.avg_pool1d.default: _along_a_row(aten.avg_pool2d.default, [1, 1, 0]),
+    aten.adaptive_avg_pool1d.default: _along_a_row(aten.adaptive_avg_pool2d.default, [1]),
+    aten.avg_pool3d.default: _average_3d,
+    aten.adaptive_avg_pool3d.default: _adaptive_average_3d,
+    aten.adaptive_max_pool1d.default: _adaptive_maximum,
+    aten.adaptive_max_pool2d.default: _adaptive_maximum,
+    aten.max_pool2d_with_indices.default: _maximum_and_index,
+    aten.pow.Tensor_Scalar: _root_of_powers,
+}
