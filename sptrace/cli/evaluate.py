@@ -118,6 +118,7 @@ def evaluate(
         compared = [*given, *_methods(network, methods, output, status.update)]
         _require_names(compared)
         predict = Predictor(_forward(compared), threads=1)
+        wanted, left_out = _possible(wanted, predict.link, predict.classes)
     of_pictures = [metric for metric in wanted if metric != "randomisation"]
     with _progress() as show:
         found = run(
@@ -144,7 +145,7 @@ def evaluate(
         found,
         [method.name for method in compared],
         title,
-        [_summary(pictures, predict, images, seed), *report.definitions(of_pictures)],
+        [_summary(pictures, predict, images, seed), *left_out, *report.definitions(of_pictures)],
         grid,
     )
     table = (
@@ -163,6 +164,23 @@ def _metrics(text: str) -> list[str]:
     if not wanted:
         raise SptraceError(f"--metrics names none: use {', '.join(METRICS)}")
     return wanted
+
+
+def _possible(wanted: Sequence[str], link: str, classes: int) -> tuple[list[str], list[str]]:
+    """The metrics that such a network can have, and what is to be said of those that it cannot have."""
+    reasons = {
+        ("insertion", "deletion"): link == "none"
+        and "the network's outputs are plain values, no probabilities",
+        ("random_logit", "focus"): classes == 1
+        and "they compare with another class, and the network has one",
+    }
+    missing = {
+        name: reason for names, reason in reasons.items() for name in names if reason and name in wanted
+    }
+    possible = [name for name in wanted if name not in missing]
+    if not possible:
+        raise SptraceError(f"nothing can be measured: {'; '.join(dict.fromkeys(missing.values()))}")
+    return possible, [f"Left out: {name} ({reason})." for name, reason in missing.items()]
 
 
 def _list(text: str) -> list[str]:

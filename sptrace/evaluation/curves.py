@@ -7,13 +7,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from sptrace.evaluation.predictor import Predictor
+from sptrace.links import probabilities
 
 STEPS = 32
 """Equal parts of the pixels."""
 
 
 def insertion_deletion(
-    predict: Predictor, image: NDArray[np.float32], attribution: NDArray[np.float32], target: int
+    predict: Predictor,
+    image: NDArray[np.float32],
+    attribution: NDArray[np.float32],
+    target: int,
+    link: str = "softmax",
 ) -> tuple[float, float]:
     """Areas under both curves, in [0, 1] (Petsiuk et al., arXiv 1806.07421): insertion high and deletion low is good.
 
@@ -25,6 +30,7 @@ def insertion_deletion(
         image: float32 [3, H, W] in [-1, 1].
         attribution: of the same shape.
         target: the class.
+        link: what makes probabilities of the logits, one of `sptrace.links.LINKS` but "none".
     """
     order = np.argsort(-attribution.sum(axis=0, dtype=np.float64), axis=None, kind="stable")
     rank = np.empty(order.size, np.int64)
@@ -33,9 +39,9 @@ def insertion_deletion(
     chosen = rank.reshape(1, 1, *image.shape[1:]) < limits[:, None, None, None]
     inserted = np.where(chosen, image, blurred(image))
     deleted = np.where(chosen, np.float32(0), image)
-    logits = predict(np.concatenate([inserted, deleted])).astype(np.float64)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probability = powers[:, target] / powers.sum(axis=1)
+    shares = probabilities(link, predict(np.concatenate([inserted, deleted])), None)
+    assert shares is not None
+    probability = shares[:, target].astype(np.float64)
     first, second = probability[: STEPS + 1], probability[STEPS + 1 :]
     return _area(first), _area(second)
 

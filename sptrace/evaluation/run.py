@@ -91,7 +91,7 @@ class Subject:
             areas = dict(
                 zip(
                     ("insertion", "deletion"),
-                    insertion_deletion(self.predict, image, attribution, target),
+                    insertion_deletion(self.predict, image, attribution, target, self.predict.link),
                     strict=True,
                 )
             )

@@ -12,7 +12,7 @@ import deterministic
 import numpy as np
 import pytest
 import torch
-from small_networks import classifier
+from small_networks import classifier, small
 from torch import nn
 
 import sptrace
@@ -276,6 +276,28 @@ def test_quantus_draws_the_same_beside_other_threads(image: np.ndarray, artifact
     started = threading.Barrier(1)
     assert found == [score(seed) for seed in range(4)]
     assert len(set(found)) == 4
+
+
+def test_a_logit_of_two_classes_is_measured_by_its_sigmoid(tmp_path: Path, image: np.ndarray) -> None:
+    """Each class has the other's curve, mirrored; and scores that the network itself gives."""
+    network = small(lambda self, x: self.head(x.mean((2, 3))), head=nn.Linear(3, 1))
+    path = tmp_path / "pair.onnx"
+    sptrace.compile(network, deterministic.images(2, 1, SIDE), labels=["no", "yes"], link="sigmoid").save(
+        path
+    )
+    predict = Predictor(path)
+    assert (predict.link, predict.classes) == ("sigmoid", 2)
+    with torch.no_grad():
+        logit = float(network(torch.from_numpy(image[None])))
+    assert predict(image[None]) == pytest.approx(np.array([[-logit, logit]]), rel=1e-5)
+    flat = np.ones_like(image)
+    no, yes = (insertion_deletion(predict, image, flat, target, predict.link) for target in (0, 1))
+    assert np.add(no, yes) == pytest.approx(1, rel=1e-5)
+    whole = 1 / (1 + np.exp(-logit))
+    _, black = insertion_deletion(predict, np.zeros_like(image), flat, 1, "sigmoid")
+    with torch.no_grad():
+        assert black == pytest.approx(float(network(torch.zeros(1, 3, SIDE, SIDE)).sigmoid()), rel=1e-4)
+    assert min(whole, black) - 1e-6 <= yes[1] <= max(whole, black) + 1e-6
 
 
 def test_insertion_and_deletion_by_hand(artifact: Path, image: np.ndarray, attribution: np.ndarray) -> None:
