@@ -11,6 +11,7 @@ from typing import Any
 
 from sptrace import schema
 from sptrace.errors import SptraceError
+from sptrace.links import LINKS, TAKEN_OFF
 from sptrace.numbers import is_finite
 from sptrace.softening import Softening
 
@@ -213,6 +214,8 @@ class Description:
             raise SptraceError(f"classes is {self.classes}")
         if self.precision not in PRECISIONS or self.input not in INPUTS:
             raise SptraceError(f"precision is {self.precision!r}, input {self.input!r}")
+        if self.link not in LINKS or self.taken_off not in (None, *TAKEN_OFF):
+            raise SptraceError(f"link is {self.link!r}, taken_off {self.taken_off!r}")
 
     def as_dict(self) -> dict[str, Any]:
         """The description in types that JSON knows."""

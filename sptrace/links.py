@@ -19,6 +19,10 @@ LINKS = {
 """What the outputs are, by the link from them to probabilities."""
 
 
+TAKEN_OFF = ("softmax", "log_softmax", "sigmoid", "logsigmoid")
+"""What a network may end in that the compiled program does not."""
+
+
 def check_link(link: object) -> None:
     """Refuse what is no link.
 
@@ -35,8 +39,7 @@ class Outputs:
 
     Arguments:
         link: one of `LINKS`.
-        taken_off: what the network ended in, and the compiled program does not: "softmax", "log_softmax", "sigmoid" or
-            "logsigmoid". None: nothing was taken off.
+        taken_off: which of `TAKEN_OFF` the network ended in; None if nothing was taken off.
         is_pair: does one output stand for two classes? Class 1 is the output, class 0 its negative.
     """
 

@@ -387,7 +387,7 @@ def _require_agreement(
     options = program_kind(description.program).options if settings else {}
     height, width = description.preprocessing.size
     image = [3, height, width] if description.input == "float32" else [None, None, 3]
-    known = {item.name for item in fields(Explanation)} - {"target", "labels"}
+    known = {item.name for item in fields(Explanation)} - {"target", "labels", "link"}
     disagreement = next(
         (
             name
@@ -395,7 +395,12 @@ def _require_agreement(
                 "image": _has_shape(inputs.get("image"), image),
                 "target": len({"target", "direction"} & inputs.keys()) == 1,
                 "attribution": {"attribution", "logits"} <= outputs.keys() <= known,
-                "logits": _has_shape(outputs.get("logits"), [description.classes]),
+                "logits": _has_shape(outputs.get("logits"), [description.classes])
+                or (
+                    description.classes == 2
+                    and links.is_pair(1, description.labels)
+                    and _has_shape(outputs.get("logits"), [1])
+                ),
                 "activation": "activation" not in outputs
                 or isinstance(description.settings.get("layer"), str),
                 **{name: name in options and name in description.settings for name in settings},

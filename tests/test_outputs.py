@@ -295,3 +295,12 @@ def program_description(one_thread: None) -> str:
     data = sptrace.compile(Ending(nn.Identity(), 3).eval(), images(1)).description.as_dict()
     del data["link"], data["taken_off"]
     return json.dumps(data)
+
+
+@pytest.mark.parametrize(("name", "nonsense"), [("link", "probit"), ("link", 3), ("taken_off", "tanh")])
+def test_a_link_that_is_none_is_damage(program_description: str, name: str, nonsense: object) -> None:
+    import json
+
+    damaged = json.loads(program_description) | {name: nonsense}
+    with pytest.raises(SptraceError, match=f"description is damaged .*{name}"):
+        Description.from_json(json.dumps(damaged))
