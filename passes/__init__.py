@@ -26,6 +26,9 @@ from sptrace.passes.canonicalize_padding import canonicalize_padding
 from sptrace.passes.canonicalize_pool_ranks import canonicalize_pool_ranks
 from sptrace.passes.canonicalize_pools import canonicalize_pools
 from sptrace.passes.canonicalize_resizing import canonicalize_resizing
+from sptrace.passes.canonicalize_sampling import canonicalize_sampling
+from sptrace.passes.canonicalize_scatters import canonicalize_scatters
+from sptrace.passes.canonicalize_selections import canonicalize_selections
 from sptrace.passes.canonicalize_shapes import canonicalize_shapes
 from sptrace.passes.canonicalize_splits import canonicalize_splits
 from sptrace.passes.canonicalize_synonyms import canonicalize_synonyms
@@ -60,6 +63,7 @@ PREPARE: tuple[Pass, ...] = (
     canonicalize_synonyms,
     canonicalize_splits,
     expand_attention,
+    canonicalize_selections,
     canonicalize_functions,
     canonicalize_extrema,
     canonicalize_norms,
@@ -67,6 +71,8 @@ PREPARE: tuple[Pass, ...] = (
     canonicalize_compositions,
     canonicalize_copies,
     canonicalize_einsum,
+    canonicalize_sampling,
+    canonicalize_scatters,
     canonicalize_indexing,
     canonicalize_resizing,
     canonicalize_shapes,
@@ -126,6 +132,9 @@ __all__ = [
     "canonicalize_pool_ranks",
     "canonicalize_pools",
     "canonicalize_resizing",
+    "canonicalize_sampling",
+    "canonicalize_scatters",
+    "canonicalize_selections",
     "canonicalize_shapes",
     "canonicalize_splits",
     "canonicalize_synonyms",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from sptrace.graph import GraphBuilder, Target, parameter, shape, static_shape, value
 from sptrace.sizes import BatchSize, Size, joint
@@ -105,6 +105,16 @@ def _expanded(builder: GraphBuilder, node: fx.Node, number: float) -> fx.Node:
     sizes = [1 if isinstance(size, BatchSize) else size for size in shape(node)]
     constant = torch.full(sizes, number, dtype=value(node).dtype)
     return builder.expand(builder.constant("filled", constant), shape(node))
+
+
+def fixed(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
+    """The numbers of a constant, with a single picture's where it has them for all; None if it is computed."""
+    inner = node.args[0] if node.target == aten.expand.default else node
+    if not isinstance(inner, fx.Node) or inner.op != "get_attr":
+        return None
+    return parameter(module, inner).expand(
+        [1 if isinstance(size, BatchSize) else size for size in shape(node)]
+    )
 
 
 def _masked_fill(

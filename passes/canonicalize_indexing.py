@@ -8,8 +8,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
+from sptrace.constants import at_batches
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, parameter, shape, static_shape, value
+from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
+from sptrace.passes.canonicalize_copies import fixed
+from sptrace.placing import read
+from sptrace.sizes import BATCHES
 
 aten = torch.ops.aten
 
@@ -17,11 +21,15 @@ aten = torch.ops.aten
 def canonicalize_indexing(module: fx.GraphModule) -> int:
     """Rewrite; returns how many.
 
-    1. index(x, [None, i]) with a constant i, also of several dimensions  ->  index_select, reshape
-    2. index(x, [None, i, j]), neighbours                                           ->  the two as one dimension
-    3. unfold(x, dim, size, step)                    ->  index_select of all windows, reshape
-    4. im2col(x, kernel ...)                         ->  conv2d with one output a cell of the kernel
-    5. col2im(x, kernel ...)                         ->  conv_transpose2d with the same weights
+    1. index(x, [None, i]) with a constant i         ->  index_select, reshape
+    2. index(x, [None, i, j])                        ->  the two as one dimension, the first if they are no neighbours
+    3. index(x, [arange(n), i, ...]), n the batch    ->  the same where i is constant, else gather of each picture
+    4. index(constant, [i])                          ->  embedding(constant, i)
+    5. gather(x, dim, i) with a constant i           ->  index_select of one picture's numbers in a row
+    6. diagonal(x, offset, dim1, dim2)               ->  the same
+    7. unfold(x, dim, size, step)                    ->  index_select of all windows, reshape
+    8. im2col(x, kernel ...)                         ->  conv2d with one output a cell of the kernel
+    9. col2im(x, kernel ...)                         ->  conv_transpose2d with the same weights
 
     Weights of 0 and 1 in place of scattered writes, for which runtimes have slow kernels or none.
     """
@@ -30,32 +38,104 @@ def canonicalize_indexing(module: fx.GraphModule) -> int:
     for node in list(module.graph.nodes):
         if node.target in REWRITES:
             with builder.replacing(node):
-                builder.replace(node, REWRITES[node.target](builder, node, *node.args, **node.kwargs))
-            count += 1
+                new = REWRITES[node.target](builder, node, *node.args, **node.kwargs)
+            if new is not node:
+                builder.replace(node, new)
+                count += 1
     return count
 
 
 def _index(builder: GraphBuilder, node: fx.Node, x: fx.Node, given: Sequence[fx.Node | None]) -> fx.Node:
-    dims = [dim for dim, index in enumerate(given) if index is not None]
-    indices = [index for index in given if index is not None]
-    if any(index.op != "get_attr" for index in indices) or dims != list(range(dims[0], dims[-1] + 1)):
+    chosen = {dim: index for dim, index in enumerate(given) if index is not None}
+    if list(chosen) == [0] and x.op == "get_attr":
+        return builder.call(aten.embedding.default, x, chosen[0])
+    if 0 in chosen and _numbers_pictures(builder, chosen[0], node):
+        del chosen[0]
+        if not chosen:
+            return builder.reshape(x, shape(node))
+        if any(fixed(builder.module, index) is None for index in chosen.values()):
+            return _index_of_each(builder, node, x, chosen)
+    places = {dim: fixed(builder.module, index) for dim, index in chosen.items()}
+    if 0 in places or None in places.values():
         where = node.meta.get("source", "source unknown")
         raise UnsupportedError(
-            f"{node.target} ({where}) reads at places computed from the image, or in dimensions that are no "
-            "neighbours: use constant indices, one after another"
+            f"{node.target} ({where}) reads at places computed from the image, or along the batch: use constant "
+            "indices, torch.gather, or x[torch.arange(x.shape[0]), places]"
         )
-    places = [parameter(builder.module, index) for index in indices]
-    sizes = static_shape(x, dims)
+    return _index_of_all(builder, node, x, places)
+
+
+def _numbers_pictures(builder: GraphBuilder, index: fx.Node, node: fx.Node) -> bool:
+    """Is it 0, 1, 2 ... for the pictures of a batch, along the first dimension of what is read?"""
+    found = at_batches(builder.module, index)
+    return found is not None and all(
+        torch.equal(numbers.flatten(), torch.arange(batch))
+        and numbers.ndim <= whole.ndim
+        and whole.shape[0] == numbers.shape[0] == batch
+        for numbers, whole, batch in zip(found, node.meta["values"], BATCHES, strict=True)
+    )
+
+
+def _index_of_all(builder: GraphBuilder, node: fx.Node, x: fx.Node, places: dict[int, Tensor]) -> fx.Node:
+    """The same constant places in every picture."""
+    dims = list(places)
     joint = torch.zeros((), dtype=torch.int64)
-    for place, size in zip(places, sizes, strict=True):
+    sizes = static_shape(x, dims)
+    for place, size in zip(places.values(), sizes, strict=True):
         joint = joint * size + place % size
-    before, after = shape(x)[: dims[0]], shape(x)[dims[-1] + 1 :]
-    return _read(builder, node, builder.reshape(x, [*before, math.prod(sizes), *after]), dims[0], joint)
+    at = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
+    rest = [dim for dim in range(value(x).ndim) if dim not in dims]
+    order = [*rest[:at], *dims, *rest[at:]]
+    x = x if order == sorted(order) else builder.call(aten.permute.default, x, order)
+    kept = [*shape(x)[:at], torch.Size(sizes).numel(), *shape(x)[at + len(dims) :]]
+    return builder.reshape(read(builder, builder.reshape(x, kept), at, joint.flatten()), shape(node))
 
 
-def _read(builder: GraphBuilder, node: fx.Node, x: fx.Node, dim: int, places: Tensor) -> fx.Node:
-    index = builder.constant("reading.index", places.flatten())
-    return builder.reshape(builder.call(aten.index_select.default, x, dim, index), shape(node))
+def _index_of_each(builder: GraphBuilder, node: fx.Node, x: fx.Node, places: dict[int, fx.Node]) -> fx.Node:
+    """Places that each picture has for itself: `gather` along the indexed dimensions, made one."""
+    dims, rest = list(places), [dim for dim in range(1, value(x).ndim) if dim not in places]
+    sizes, kept = static_shape(x, dims), static_shape(x, rest)
+    first, *others = places.values()
+    joint = first
+    for place, size in zip(others, sizes[1:], strict=True):
+        wrapped = builder.call(aten.remainder.Scalar, place, size)
+        joint = builder.call(aten.add.Tensor, builder.call(aten.mul.Tensor, joint, size), wrapped)
+    count = math.prod(static_shape(node, range(1, value(node).ndim - len(rest))))
+    flat = builder.reshape(
+        builder.call(aten.permute.default, x, [0, *dims, *rest]), [-1, torch.Size(sizes).numel(), *kept]
+    )
+    column = builder.reshape(joint, [-1, count, *[1] * len(kept)])
+    index = builder.call(aten.expand.default, column, [-1, -1, *kept])
+    return builder.reshape(builder.call(aten.gather.default, flat, 1, index), shape(node))
+
+
+def _gather(
+    builder: GraphBuilder, node: fx.Node, x: fx.Node, dim: int, index: fx.Node, *, sparse_grad: bool = False
+) -> fx.Node:
+    """At constant places a reading of one picture's numbers in a row."""
+    places, dim = fixed(builder.module, index), dim % value(x).ndim
+    if places is None or dim == 0 or shape(x)[0] != shape(index)[0]:
+        return node
+    sizes = static_shape(x, range(1, value(x).ndim))
+    numbering = torch.arange(torch.Size(sizes).numel()).reshape(1, *sizes)
+    for other, size in enumerate(places.shape):
+        if other not in (0, dim):
+            numbering = numbering.narrow(other, 0, size)
+    flat = builder.reshape(x, [shape(x)[0], torch.Size(sizes).numel()])
+    return builder.reshape(read(builder, flat, 1, numbering.gather(dim, places).flatten()), shape(node))
+
+
+def _diagonal(
+    builder: GraphBuilder, node: fx.Node, x: fx.Node, offset: int = 0, dim1: int = 0, dim2: int = 1
+) -> fx.Node:
+    if 0 in (dim1 % value(x).ndim, dim2 % value(x).ndim):
+        raise UnsupportedError("a diagonal along the batch mixes pictures: take it of each alone")
+    sizes = static_shape(x, range(1, value(x).ndim))
+    numbering = torch.arange(torch.Size(sizes).numel()).reshape(1, *sizes)
+    flat = builder.reshape(x, [shape(x)[0], numbering.numel()])
+    return builder.reshape(
+        read(builder, flat, 1, numbering.diagonal(offset, dim1, dim2).flatten()), shape(node)
+    )
 
 
 def _unfold(builder: GraphBuilder, node: fx.Node, x: fx.Node, dim: int, size: int, step: int) -> fx.Node:
@@ -126,6 +206,8 @@ def _cells(builder: GraphBuilder, channels: int, kernel: Sequence[int]) -> fx.No
 
 REWRITES: dict[Target, Callable[..., fx.Node]] = {
     aten.index.Tensor: _index,
+    aten.gather.default: _gather,
+    aten.diagonal.default: _diagonal,
     aten.unfold.default: _unfold,
     aten.im2col.default: _im2col,
     aten.col2im.default: _col2im,

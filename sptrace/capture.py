@@ -17,6 +17,8 @@ from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from sptrace import layers
+from sptrace.constants import constant
+from sptrace.dynamic_batch import DynamicBatch
 from sptrace.errors import SptraceError, UnsupportedError
 from sptrace.graph import (
     GraphBuilder,
@@ -70,7 +72,7 @@ def capture(module: nn.Module, example: Tensor, layer: str | None = None) -> fx.
 
 def _export(module: nn.Module, batch: Tensor) -> ExportedProgram:
     try:
-        with _quiet():
+        with _quiet(), DynamicBatch():
             return torch.export.export(
                 module,
                 (batch,),
@@ -210,7 +212,7 @@ def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModul
         else:
             new = graph.node_copy(node, lambda argument: copied[argument])
             new.meta = _meta(node)
-            _propagate(new)
+            new = _propagate(module, new)
             _check_sizes(node, new)
         copied[node] = new
     module.recompile()
@@ -226,17 +228,43 @@ def _as_rows(module: fx.GraphModule, logits: fx.Node) -> fx.Node:
         return builder.call(torch.ops.aten.unsqueeze.default, logits, 1)
 
 
-def _propagate(node: fx.Node) -> None:
+def _propagate(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Work out what the node gives; where that takes the numbers of constants alone, the node gives way to them."""
+    if node.target is torch.ops.aten.index.Tensor:
+        node.args = (node.args[0], _without_masks(module, node, node.args[1]))
     try:
         propagate(node)
     except (
         Exception
     ) as error:  # whatever an op raises that needs the numbers of a tensor, and not only its shape
+        known = constant(module, node)
+        if known is not None:
+            with module.graph.inserting_before(node):
+                new = GraphBuilder(module).constant("folded", known)
+            new.meta |= {key: node.meta[key] for key in node.meta if key != "values"}
+            module.graph.erase_node(node)
+            return new
         where = node.meta.get("source", "source unknown")
         raise UnsupportedError(
             f"the sizes or numbers that {node.target} gives depend on the values of a tensor ({where}), "
             "which no fixed graph can do: write the network without it"
         ) from error
+    return node
+
+
+def _without_masks(module: fx.GraphModule, node: fx.Node, indices: Any) -> list[fx.Node | None]:
+    """Constant masks among the indices, as the places that they let through."""
+    written: list[fx.Node | None] = []
+    for index in indices:
+        boolean = index is not None and value(index).dtype == torch.bool
+        mask = constant(module, index) if boolean else None
+        if mask is None:
+            written.append(index)
+            continue
+        with module.graph.inserting_before(node):
+            builder = GraphBuilder(module)
+            written.extend(builder.constant("folded", places) for places in mask.nonzero(as_tuple=True))
+    return written
 
 
 def _check_sizes(exported: fx.Node, copied: fx.Node) -> None:

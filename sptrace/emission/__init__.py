@@ -16,6 +16,7 @@ from sptrace.emission import (
     generation,
     normalisation,
     saving,
+    selection,
     shape,
     trigonometry,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "generation",
     "normalisation",
     "saving",
+    "selection",
     "shape",
     "trigonometry",
 ]

@@ -174,7 +174,7 @@ def to_dtype(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dtype: torch.dtype) -
 @emits(aten.zeros_like.default)
 def zeros_like(onnx: OnnxBuilder, node: fx.Node, x: fx.Node) -> ir.Value:
     """ConstantOfShape; not x * 0, which is NaN where x is infinite."""
-    zero = ir.tensor(np.zeros(1, dtype=np.float32))
+    zero = ir.tensor(torch.zeros(1, dtype=value(node).dtype).numpy())
     return onnx.op("ConstantOfShape", onnx.op("Shape", x), value=zero)
 
 

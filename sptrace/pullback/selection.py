@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from sptrace.graph import value
+from sptrace.graph import shape, value
 from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
 
 Operand = fx.Node | float
@@ -29,3 +29,34 @@ def extremum(pull: Pull, v: fx.Node, y: fx.Node, a: fx.Node, b: fx.Node) -> Cota
     for x, one in zip((a, b), chosen, strict=True):
         if pull.needs(x):
             yield x, pull.unbroadcast(pull.through(each, one), x)
+
+
+@adjoint(aten.gather.default)
+def gather(
+    pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dim: int, index: fx.Node, *, sparse_grad: bool = False
+) -> Cotangents:
+    """y_i = x_index(i): every number gets the sum of what was read of it; the places come from the forward pass."""
+    pull.sizes(x, [dim])
+    yield x, pull.call(aten.scatter_add.default, pull.call(aten.zeros_like.default, x), dim, index, v)
+
+
+@adjoint(aten.scatter_add.default)
+def scatter_add(
+    pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dim: int, index: fx.Node, added: fx.Node
+) -> Cotangents:
+    """y = x, and at index(i) what is added there: both get what stands at their places."""
+    pull.sizes(x, [dim])
+    yield x, v
+    if shape(added) == shape(index):
+        yield added, pull.call(aten.gather.default, v, dim, index)
+
+
+@adjoint(aten.scatter.src, aten.scatter.value)
+def scatter(
+    pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dim: int, index: fx.Node, written: Operand
+) -> Cotangents:
+    """y = x but at index(i), where other numbers were written; of several there each gets v, as in PyTorch."""
+    pull.sizes(x, [dim])
+    yield x, pull.call(aten.scatter.value, v, dim, index, 0.0)
+    if isinstance(written, fx.Node) and shape(written) == shape(index):
+        yield written, pull.call(aten.gather.default, v, dim, index)

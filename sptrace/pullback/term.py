@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from sptrace.pullback.table import Pull, aten
+from sptrace.graph import GraphBuilder
+from sptrace.pullback.table import aten
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Term:
         node: the value.
     """
 
-    pull: Pull
+    pull: GraphBuilder
     node: fx.Node
 
     def _call(self, target: object, *arguments: object) -> Term:
