@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from sptrace import direction, passes
 from sptrace.artifact import GateCount, LayerScale, Preprocessing
 from sptrace.calibration import calibrate
-from sptrace.errors import SptraceError
-from sptrace.graph import GraphBuilder, placeholder, shape, static_shape
+from sptrace.graph import GraphBuilder, placeholder, static_shape
+from sptrace.layout import NO_LAYER, Layout, as_map
 from sptrace.links import LOGITS, Outputs
 from sptrace.neuron import LOGIT, Neuron
 from sptrace.pullback import pull_back
@@ -30,7 +30,7 @@ class Assembled:
         module: its inputs are image float32 [N, 3, H, W] and either target int64 [N] or direction float32 [N, units].
             Its outputs: attribution, of the image's shape; logits [N, classes]; chosen, the target with every -1
             resolved or the direction itself; with a layer activation [N, units], that which the neuron is one of;
-            for class activation maps features [N, C, H, W], the layer's output, and their cotangent.
+            for class activation maps features [N, C, rows, columns], the layer's output, and their cotangent.
         gates: how many gates were softened, and how.
         scales: what relative temperatures refer to, where that was measured when compiling.
         classes: number of logits.
@@ -54,6 +54,7 @@ def assemble(
     calibration: Tensor | None = None,
     lift: Mapping[str, str] | None = None,
     outputs: Outputs = LOGITS,
+    how: Layout = NO_LAYER,
 ) -> Assembled:
     """Turn a captured network into its pullback; `module` is used up.
 
@@ -66,9 +67,10 @@ def assemble(
         calibration: float32 [M, 3, H, W]; on these pictures relative temperatures are fixed. None: they stay relative.
         lift: paths of constants that are parameters, with their names; they become inputs. None: they stay constants.
         outputs: what the logits are.
+        how: the layout of the layer's output.
 
     Raises:
-        SptraceError: the layer has no such unit or position, or is no map.
+        SptraceError: the layer has no such unit or position.
         UnsupportedError: an op has no rule.
     """
     names = lift or {}
@@ -84,8 +86,9 @@ def assemble(
     image = placeholder(graph, "image")
     with graph.inserting_before(output):
         explained = logits if neuron.layer is None else features
-        activation = direction.activation(module, explained, neuron)
-        chosen, cotangent = direction.choose(module, explained, activation, neuron, outputs)
+        of_explained = NO_LAYER if neuron.layer is None else how
+        activation = direction.activation(module, explained, neuron, of_explained)
+        chosen, cotangent = direction.choose(module, explained, activation, neuron, outputs, of_explained)
         cotangent.meta["seed"] = True
         results = {
             "attribution": pull_back(module, explained, cotangent, image),
@@ -95,9 +98,9 @@ def assemble(
         if neuron.layer is not None:
             results["activation"] = activation
         elif features is not None:
-            _require_map(features)
             with _hard_where_guided(graph):
-                results |= {"features": features, "cotangent": pull_back(module, logits, cotangent, features)}
+                at_layer = {"features": features, "cotangent": pull_back(module, logits, cotangent, features)}
+            results |= _as_maps(module, at_layer, how)
     output.args = (tuple(results.values()),)
     output.meta = {"names": tuple(results)}
     (classes,) = static_shape(logits, [1])
@@ -106,12 +109,13 @@ def assemble(
     return Assembled(module, gates, scales, classes, preprocessing.input_range, parameters)
 
 
-def _require_map(features: fx.Node) -> None:
-    if len(shape(features)) != 4:
-        sizes = ", ".join(map(str, shape(features)[1:]))
-        raise SptraceError(
-            f"a class activation map needs a layer whose output is [N, C, H, W], not [N, {sizes}]: choose another layer"
-        )
+def _as_maps(module: fx.GraphModule, at_layer: Mapping[str, fx.Node], how: Layout) -> dict[str, fx.Node]:
+    """The layer's features and their cotangent as [N, C, rows, columns]."""
+    builder, maps = GraphBuilder(module), {}
+    for name, node in at_layer.items():
+        with builder.origin(node, adjoint=name == "cotangent"):
+            maps[name] = as_map(builder, node, how)
+    return maps
 
 
 @contextmanager

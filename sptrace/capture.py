@@ -44,7 +44,7 @@ def capture(module: nn.Module, example: Tensor, layer: str | None = None) -> fx.
     Arguments:
         module: in eval mode; takes float32 [N, 3, H, W], gives logits [N, classes], or [N] where there is one.
         example: float32 [N, 3, H, W]; only its shape counts.
-        layer: path of a module whose output is wanted too: float32 [N, C, H, W], [N, T, C] or [N, C].
+        layer: path of a module whose output is wanted too: float32, of two to four dimensions.
 
     Returns:
         A graph module with the input "image" and one output, the logits, or with a layer the pair (logits, the
@@ -177,8 +177,8 @@ def _check_layer(module: fx.GraphModule, layer: str) -> None:
     if not batched or any(isinstance(size, BatchSize) for size in sizes[1:]) or dtype != torch.float32:
         listed = ", ".join(map(str, sizes))
         raise SptraceError(
-            f"the layer {layer!r} gives [{listed}] {dtype}, not torch.float32 [N, C, H, W], [N, T, C] or [N, C]: "
-            "choose another layer"
+            f"the layer {layer!r} gives [{listed}] {dtype}, not torch.float32 [N, C, H, W], [N, H, W, C], [N, T, C] or "
+            "[N, C]: choose another layer"
         )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from sptrace import capture, half_precision, layers
+from sptrace import cam_layer, capture, half_precision
 from sptrace.artifact import METADATA_KEY, Description, Preprocessing, check_input, check_precision
 from sptrace.assemble import Assembled, assemble
 from sptrace.composition import compose
@@ -22,6 +23,7 @@ from sptrace.emission import emit, saving
 from sptrace.emission.pictures import take_pictures
 from sptrace.errors import SptraceError
 from sptrace.graph import value
+from sptrace.layout import NO_LAYER, Layout, layout, with_prefix
 from sptrace.links import LINKS, Outputs
 from sptrace.models.network import Network
 from sptrace.neuron import Neuron
@@ -124,9 +126,10 @@ def compile(
         progress: called with a few words as each stage begins.
         options: settings of the program, as `sptrace.programs.PROGRAMS` lists them; for example clamp="every". Most
             programs explain another neuron than a class with layer="features.8", the path of a module whose output is
-            float32 [N, C, H, W], [N, T, C] or [N, C]; unit=42, the channel that a target of -1 stands for (None: the
-            largest); position=(row, column), or (token,), in place of the sum over all; direction=True, for a
-            direction given at run time.
+            float32 of two to four dimensions; channels="first", "last" or a number, its dimension of channels (None:
+            as the graph tells); unit=42, the channel that a target of -1 stands for (None: the largest);
+            position=(row, column), or (token,), in place of the sum over all; direction=True, for a direction given
+            at run time.
 
     Raises:
         SptraceError: a mistake in the arguments.
@@ -193,11 +196,12 @@ def compile_network(
     _require_finite(network.module)
     progress("capturing the network")
     capture.check(network.module, example)
-    captured = _captured(network, example, kind, settings)
+    asked = dict(settings)  # what the user said, before the network completes it
+    captured, how = _captured(network, example, kind, settings)
     outputs = _outputs(captured, network, example, link, keep_link)
     _check_objective(settings, outputs)
     progress("building the pullback" if pictures is None else f"measuring layers on {len(pictures)} pictures")
-    assembled = _assembled(captured, network, outputs, kind, softening, settings, pictures)
+    assembled = _assembled(captured, network, outputs, kind, softening, settings, pictures, how)
     if precision == "fp16":
         half_precision.halve(assembled, example)
     progress("writing ONNX")
@@ -205,9 +209,12 @@ def compile_network(
     model = emit(module, network.name)
     progress("verifying")
     hard = _jumps(assembled)
-    eager_settings = kind.for_verification(settings, hard)
+    # Of how the layer is read the reference knows only what the user said.
+    read = {name: asked[name] for name in ("channels", "prefix_tokens") if name in asked}
+    eager_settings = kind.for_verification(settings | read, hard)
     eager = Eager(program, eager_settings, network.module, preprocessing, softening, pictures, outputs)
-    with saving.loadable(model) as given:
+    _require_agreement(eager, how, kind)
+    with _naming_default(kind, asked, settings), saving.loadable(model) as given:
         verification = verify(given, module, eager, example, hard, half=precision == "fp16")
         if input == "uint8":
             take_pictures(model, preprocessing, overlay)
@@ -238,24 +245,77 @@ def compile_network(
     return Program(module, description, model)
 
 
+@contextmanager
+def _naming_default(
+    kind: ProgramKind, asked: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Iterator[None]:
+    """Within this context errors name the layer of a class activation map that nobody chose."""
+    try:
+        yield
+    except SptraceError as error:
+        if not kind.is_cam or asked["layer"] is not None:
+            raise
+        taken = f"the class activation map is that of {settings['layer']!r}, layer= takes another"
+        raise type(error)(f"{error} ({taken})") from error
+
+
+def _require_agreement(eager: Eager, how: Layout, kind: ProgramKind) -> None:
+    """Refuse a layer that the graph and the running network tell different things of, unless the user decides."""
+    seen, layer = eager.seen, eager.settings["layer"]
+    if seen is None:
+        return
+    if seen.channels != how.channels:
+        raise SptraceError(
+            f"which dimension of {layer!r} holds its channels is not clear, perhaps {how.channels}: "
+            'say channels="first" or "last", or the number of the dimension'
+        )
+    if (
+        kind.is_cam
+        and how.tokens is not None
+        and (seen.before, seen.grid) != (how.tokens.before, how.tokens.grid)
+    ):
+        raise SptraceError(
+            f"which tokens of {layer!r} are places of the picture is not clear, perhaps those after the first "
+            f"{how.tokens.before}: say prefix_tokens=, how many class tokens and the like come first"
+        )
+
+
 def program_of(network: Network, example: Tensor, name: str, softening: Softening) -> fx.GraphModule:
     """A program with its default options as it is compiled, without the file: an ordinary torch.fx.GraphModule."""
     kind = program_kind(name)
     softening, settings = kind.softening(softening), kind.settings({})
     pictures = _calibration(None, example, network.preprocessing, softening)
-    captured = _captured(network, example, kind, settings)
+    captured, how = _captured(network, example, kind, settings)
     outputs = _outputs(captured, network, example)
-    assembled = _assembled(captured, network, outputs, kind, softening, settings, pictures)
+    assembled = _assembled(captured, network, outputs, kind, softening, settings, pictures, how)
     return compose(name, assembled, settings)
 
 
 def _captured(
     network: Network, example: Tensor, kind: ProgramKind, settings: dict[str, Any]
-) -> fx.GraphModule:
-    """The network's graph; settings of a program with a layer get that layer if they name none."""
+) -> tuple[fx.GraphModule, Layout]:
+    """The network's graph, and how its layer is read; `settings` get what they leave open of that."""
     if kind.is_cam and settings["layer"] is None:
-        settings["layer"] = layers.last_convolution(network.module, example)
-    return capture.capture(network.module, example, settings["layer"])
+        captured, settings["layer"], how = cam_layer.choose(network.module, example)
+    else:
+        captured = capture.capture(network.module, example, settings["layer"])
+        how = _layout(captured, example, settings)
+    if settings["layer"] is not None:
+        settings["channels"] = how.channels
+    if kind.is_cam:
+        cam_layer.require_places(how, settings["layer"])
+        settings["prefix_tokens"] = None if how.tokens is None else how.tokens.before
+    return captured, how
+
+
+def _layout(captured: fx.GraphModule, example: Tensor, settings: Mapping[str, Any]) -> Layout:
+    """How the layer that the settings name is read."""
+    layer = settings["layer"]
+    if layer is None:
+        return NO_LAYER
+    how = layout(captured, layer, settings["channels"])
+    count = settings.get("prefix_tokens")
+    return how if count is None else with_prefix(how, count, layer, captured, example.shape[2:])
 
 
 def _outputs(
@@ -288,10 +348,11 @@ def _assembled(
     softening: Softening,
     settings: Mapping[str, Any],
     pictures: Tensor | None,
+    how: Layout,
 ) -> Assembled:
     neuron = Neuron.of_cam(settings) if kind.is_cam else Neuron.of(settings)
     lift = _parameters(network.module, captured) if kind.varies_weights else None
-    return assemble(captured, network.preprocessing, softening, neuron, pictures, lift, outputs)
+    return assemble(captured, network.preprocessing, softening, neuron, pictures, lift, outputs, how)
 
 
 def example_image(preprocessing: Preprocessing) -> Tensor:

@@ -9,37 +9,44 @@ from torch import fx
 
 from sptrace.errors import SptraceError
 from sptrace.graph import GraphBuilder, placeholder, shape, static_shape, without_data
+from sptrace.layout import Layout
 from sptrace.links import Outputs
 from sptrace.neuron import Neuron
 
 aten = torch.ops.aten
 
 
-def activation(module: fx.GraphModule, explained: fx.Node, neuron: Neuron) -> fx.Node:
+def activation(module: fx.GraphModule, explained: fx.Node, neuron: Neuron, how: Layout) -> fx.Node:
     """What a target chooses from, float32 [N, units]: logits, or a layer's channels at a position or summed.
 
     Arguments:
         module: its graph holds `explained`; nodes are added at the place that is set.
-        explained: the logits, or the layer's output [N, C, H, W], [N, T, C] or [N, C].
+        explained: the logits, or the layer's output.
         neuron: what is explained.
+        how: which of its dimensions are what.
 
     Raises:
         SptraceError: the layer has no such unit or position.
     """
     builder = GraphBuilder(module)
-    dims = _places(explained)
-    _check(explained, neuron)
+    dims = how.places
+    _check(explained, neuron, how)
     with builder.origin(explained, adjoint=False):
         if neuron.position is not None:
             place = explained
             for dim, index in sorted(zip(dims, neuron.position, strict=True), reverse=True):
                 place = builder.call(aten.select.int, place, dim, index)
             return place
-        return builder.call(aten.sum.dim_IntList, explained, dims) if dims else explained
+        return builder.call(aten.sum.dim_IntList, explained, sorted(dims)) if dims else explained
 
 
 def choose(
-    module: fx.GraphModule, explained: fx.Node, values: fx.Node, neuron: Neuron, outputs: Outputs
+    module: fx.GraphModule,
+    explained: fx.Node,
+    values: fx.Node,
+    neuron: Neuron,
+    outputs: Outputs,
+    how: Layout,
 ) -> tuple[fx.Node, fx.Node]:
     """Add the input `target` or `direction`.
 
@@ -49,6 +56,7 @@ def choose(
         values: what `activation` gave.
         neuron: what is explained.
         outputs: what the logits are.
+        how: which dimensions of `explained` are what.
 
     Returns:
         What was chosen: the target int64 [N] with every -1 resolved, or the direction float32 [N, units]. And the
@@ -63,7 +71,7 @@ def choose(
     given.meta = {"values": without_data(*sizes, dtype=dtype), "path": "", "adjoint": True}
     with builder.origin(given, adjoint=True):
         if neuron.direction:
-            return given, _everywhere(builder, given, explained, neuron)
+            return given, _everywhere(builder, given, explained, neuron, how)
         if outputs.is_pair and neuron.layer is None:
             chosen = _resolve(builder, given, values, replace(neuron, unit=1))  # class 1 is the one logit
             column = builder.call(aten.to.dtype, builder.reshape(chosen, [-1, 1]), torch.float32)
@@ -76,7 +84,7 @@ def choose(
             direction = builder.call(aten.to.dtype, is_chosen, torch.float32)
         if neuron.objective == "cross_entropy":
             direction = _of_log_probability(builder, direction, values, outputs.link)
-        return chosen, _everywhere(builder, direction, explained, neuron)
+        return chosen, _everywhere(builder, direction, explained, neuron, how)
 
 
 def _of_log_probability(builder: GraphBuilder, direction: fx.Node, values: fx.Node, link: str) -> fx.Node:
@@ -95,9 +103,11 @@ def _resolve(builder: GraphBuilder, target: fx.Node, values: fx.Node, neuron: Ne
     return builder.call(aten.where.self, unnamed, builder.call(aten.argmax.default, values, 1), target)
 
 
-def _everywhere(builder: GraphBuilder, direction: fx.Node, explained: fx.Node, neuron: Neuron) -> fx.Node:
+def _everywhere(
+    builder: GraphBuilder, direction: fx.Node, explained: fx.Node, neuron: Neuron, how: Layout
+) -> fx.Node:
     """The adjoint of `activation`: the direction at every place of the layer, or at the neuron's position alone."""
-    dims = _places(explained)
+    dims = how.places
     if not dims:
         return direction
     sizes = [1 if dim in dims else size for dim, size in enumerate(shape(explained))]
@@ -114,15 +124,10 @@ def _everywhere(builder: GraphBuilder, direction: fx.Node, explained: fx.Node, n
     )
 
 
-def _places(explained: fx.Node) -> list[int]:
-    """The dimensions of space or tokens."""
-    return {2: [], 3: [1], 4: [2, 3]}[len(shape(explained))]
-
-
-def _check(explained: fx.Node, neuron: Neuron) -> None:
-    dims = _places(explained)
+def _check(explained: fx.Node, neuron: Neuron, how: Layout) -> None:
+    dims = how.places
     sizes = [0, *static_shape(explained, range(1, len(shape(explained))))]
-    units = next(size for dim, size in enumerate(sizes) if dim > 0 and dim not in dims)
+    units = sizes[how.channels]
     if neuron.unit is not None and neuron.unit >= units:
         raise SptraceError(f"the layer {neuron.layer!r} has no unit {neuron.unit}: give 0 to {units - 1}")
     if neuron.position is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -114,30 +115,30 @@ def reading(network: nn.Module, path: str | None) -> Iterator[Reading | None]:
             hook.remove()
 
 
-def last_convolution(network: nn.Module, example: Tensor) -> str:
-    """The path of the last layer with convolutions whose output is still a map: where class activations are read.
+def of_maps(network: nn.Module, example: Tensor) -> list[str]:
+    """Paths of layers whose output may be a map of features, those that finish last first.
 
-    That is the last module to finish that holds a convolution, is called once, is not the network itself, and gives
-    [N, C, H, W] with H W > 1; of modules that finish together it is the outermost ("layer4" of a ResNet).
+    Such a layer is a convolution, or has convolutions or linear layers inside; it is called once, is not the network
+    itself, and gives [N, C, H, W], [N, H, W, C] or tokens, of more than one place. Of layers that give the same the
+    outermost stands for all ("layer4" of a ResNet).
 
     Arguments:
         network: in eval mode.
         example: float32 [N, 3, H, W]; the network is run on it.
 
     Raises:
-        SptraceError: there is none.
         UnsupportedError: the network does not run.
     """
-    finished: list[str] = []
+    finished: list[tuple[str, Tensor]] = []
 
     def note(path: str, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
-            finished.append(path)
+        if isinstance(output, Tensor) and output.ndim in (3, 4) and sum(n > 1 for n in output.shape[1:]) > 1:
+            finished.append((path, output.detach().clone()))  # what follows may work in place
 
     hooks = [
         module.register_forward_hook(lambda module, inputs, output, path=path: note(path, output))
         for path, module in network.named_modules()
-        if path and any(isinstance(inner, _ConvNd) for inner in module.modules())
+        if path and _mixes(module)
     ]
     try:
         with torch.no_grad():
@@ -148,10 +149,16 @@ def last_convolution(network: nn.Module, example: Tensor) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    once = [path for path in finished if finished.count(path) == 1]
-    if not once:
-        raise SptraceError(
-            "the network has no layer with convolutions and an output [N, C, H, W] that is called once: "
-            "say with layer= where the class activation map is to be taken"
-        )
-    return once[-1]
+    calls = Counter(path for path, _ in finished)
+    once = [(path, output) for path, output in reversed(finished) if calls[path] == 1]
+    return [
+        path
+        for number, (path, output) in enumerate(once)
+        if number == 0 or not torch.equal(output, once[number - 1][1])
+    ]
+
+
+def _mixes(module: nn.Module) -> bool:
+    """Is it a convolution, or are there convolutions or linear layers inside?"""
+    inside = [inner for inner in module.modules() if inner is not module]
+    return isinstance(module, _ConvNd) or any(isinstance(inner, _ConvNd | nn.Linear) for inner in inside)

@@ -15,7 +15,7 @@ class Neuron:
         layer: path of a module, as model.named_modules() gives it. Its channels are explained, summed over space or
             tokens. None: the network's classes.
         unit: the channel that a target of -1 stands for; None: the one with the largest value.
-        position: row and column of a map [N, C, H, W], or number of a token of [N, T, C], in place of the sum.
+        position: row and column of a map, or number of a token, in place of the sum.
         direction: a direction given at run time is explained, in place of one class or channel.
         objective: the neuron itself ("logit"), or a class's log-probability ("cross_entropy").
     """

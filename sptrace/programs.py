@@ -63,6 +63,10 @@ def _is_position(setting: object) -> bool:
     return isinstance(setting, tuple) and len(setting) in (1, 2) and all(map(_is_index, setting))
 
 
+def _is_dimension(setting: object) -> bool:
+    return setting in ("first", "last") or (_is_index(setting) and setting != 0)
+
+
 def _one_of(*names: str) -> Callable[[object], bool]:
     return lambda setting: setting in names
 
@@ -72,6 +76,12 @@ _LAYER = Option(
     "path of the module whose channels are explained, as in model.named_modules(); None: the network's classes",
     lambda layer: layer is None or (isinstance(layer, str) and layer != ""),
     "the path of a module as in model.named_modules(), or None",
+)
+_CHANNELS = Option(
+    None,
+    "which dimension of the layer's output holds its channels: first, last or its number; None: what the graph tells",
+    lambda channels: channels is None or _is_dimension(channels),
+    "first, last, the number of a dimension after the batch, or None",
 )
 _DIRECTION = Option(
     False,
@@ -94,6 +104,7 @@ NEURON: Mapping[str, Option] = MappingProxyType(
             lambda position: position is None or _is_position(position),
             "row and column, or the number of a token, or None",
         ),
+        "channels": _CHANNELS,
         "direction": _DIRECTION,
     }
 )
@@ -156,9 +167,16 @@ _PATH: Mapping[str, Option] = {
 _CAM: Mapping[str, Option] = {
     "layer": Option(
         None,
-        "path of the module whose map is taken; None: the last with convolutions and an output [N, C, H, W]",
+        "path of the module whose map is taken; None: the last whose map the logits depend on",
         _LAYER.check,
         _LAYER.wanted,
+    ),
+    "channels": _CHANNELS,
+    "prefix_tokens": Option(
+        None,
+        "of a layer that gives tokens: how many come before those of the picture; None: what the graph tells",
+        lambda count: count is None or _is_index(count),
+        "a whole number of at least 0, or None",
     ),
     "interpolation": Option(
         "bilinear",
@@ -237,7 +255,7 @@ class ProgramKind:
 
 def _require_sense(settings: Mapping[str, Any]) -> None:
     """Refuse settings that contradict each other."""
-    for name in ("unit", "position"):
+    for name in ("unit", "position", "channels", "prefix_tokens"):
         if settings.get(name) is not None and settings["layer"] is None:
             raise SptraceError(f"{name} belongs to a layer: give layer too, the path of a module")
     if settings.get("unit") is not None and settings["direction"]:

@@ -11,7 +11,7 @@ from small_networks import classifier, images, small
 from torch import Tensor, nn
 
 from sptrace.errors import SptraceError, UnsupportedError
-from sptrace.layers import find, last_convolution, reading
+from sptrace.layers import find, of_maps, reading
 
 
 @pytest.mark.parametrize(
@@ -25,10 +25,9 @@ from sptrace.layers import find, last_convolution, reading
         ("convnext_tiny", "features"),
     ],
 )
-def test_the_last_convolutional_layer(name: str, layer: str) -> None:
+def test_the_last_map(name: str, layer: str) -> None:
     network = torchvision.models.get_model(name, weights=None).eval()
-    found = last_convolution(network, torch.zeros(1, 3, 64, 64))
-    assert found == layer
+    assert next(path for path in of_maps(network, torch.rand(1, 3, 64, 64)) if path != "avgpool") == layer
     assert not any(module._forward_hooks for module in network.modules())
 
 
@@ -38,7 +37,7 @@ def test_it_is_the_last_to_run_and_not_the_last_to_stand_there() -> None:
         second=nn.Conv2d(4, 4, 3),
         first=nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
     )
-    assert last_convolution(network, images(1)) == "second"
+    assert of_maps(network, images(1)) == ["second", "first", "first.0"]
 
 
 def test_layers_that_are_called_twice_or_give_no_map_are_passed_over() -> None:
@@ -49,26 +48,14 @@ def test_layers_that_are_called_twice_or_give_no_map_are_passed_over() -> None:
     network = small(
         body, once=nn.Conv2d(3, 4, 3), twice=nn.Conv2d(4, 4, 3), gate=nn.Sequential(nn.Conv2d(4, 4, 1))
     )
-    assert last_convolution(network, images(1)) == "once"
-
-
-@pytest.mark.parametrize(
-    "network",
-    [
-        small(lambda self, x: self.head(x.flatten(1)), head=nn.Linear(768, 4)),
-        small(lambda self, x: self.conv(x), conv=nn.Conv2d(3, 4, 16)),
-    ],
-)
-def test_none_at_all(network: nn.Module) -> None:
-    with pytest.raises(SptraceError, match=r"say with layer= where the class activation map"):
-        last_convolution(network, images(1))
+    assert of_maps(network, images(1)) == ["once"]
 
 
 def test_a_network_that_does_not_run() -> None:
     with pytest.raises(
         UnsupportedError, match=r"^the network cannot run the example: .*[Cc]hannels"
     ) as error:
-        last_convolution(small(lambda self, x: self.conv(x), conv=nn.Conv2d(4, 4, 3)), images(1))
+        of_maps(small(lambda self, x: self.conv(x), conv=nn.Conv2d(4, 4, 3)), images(1))
     assert "\n" not in str(error.value)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 import sptrace
 from sptrace.graph import GraphBuilder
+from sptrace.layout import Layout
 from sptrace.neuron import LOGIT, Neuron
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -230,7 +231,8 @@ def test_other_programs_agree_with_the_mean_of_the_plain_one(load: Load, program
 
 def test_the_artifact_says_what_it_explains(load: Load) -> None:
     settings = load(layer="overwritten", position=(0, 4)).description.settings
-    assert settings == {"layer": "overwritten", "unit": None, "position": (0, 4), "direction": False}
+    neuron = {"layer": "overwritten", "unit": None, "position": (0, 4), "direction": False}
+    assert settings == {**neuron, "channels": 1}
     assert Neuron.of(settings) == Neuron("overwritten", position=(0, 4))
     assert Neuron.of({"layer": None}) == LOGIT
 
@@ -394,9 +396,9 @@ def test_a_wrong_activation_is_not_saved(monkeypatch: pytest.MonkeyPatch) -> Non
     """A thousandth too large: the attribution, and the channel that is the largest, are right."""
     from sptrace import direction
 
-    def scaled(module: fx.GraphModule, explained: fx.Node, neuron: Neuron) -> fx.Node:
+    def scaled(module: fx.GraphModule, explained: fx.Node, neuron: Neuron, how: Layout) -> fx.Node:
         builder = GraphBuilder(module)
-        return builder.call(torch.ops.aten.mul.Tensor, right(module, explained, neuron), 1.001)
+        return builder.call(torch.ops.aten.mul.Tensor, right(module, explained, neuron, how), 1.001)
 
     right = direction.activation
     monkeypatch.setattr(direction, "activation", scaled)

@@ -104,6 +104,14 @@ def compile_(
             show_default="summed over all",
         ),
     ] = None,
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="first|last|DIM",
+            help="Which dimension of the layer's output holds its channels.",
+            show_default="what the graph tells",
+        ),
+    ] = None,
     direction: Annotated[
         bool, typer.Option("--direction", help="Explain a direction given at run time, in place of a target.")
     ] = False,
@@ -153,7 +161,7 @@ def compile_(
         check_link(link)
     form: dict[str, Any] = {"precision": precision, "input": input_, "overlay": overlay}
     form |= {"link": link, "keep_link": keep_link}
-    options = _with_neuron(read_settings(option), layer, unit, position, direction)
+    options = _with_neuron(read_settings(option), layer, unit, position, channels, direction)
     program_kind(program).settings(options)
     if calibrate and scale == "sample":
         raise SptraceError(
@@ -175,13 +183,19 @@ def compile_(
 
 
 def _with_neuron(
-    options: dict[str, Setting], layer: str | None, unit: int | None, position: str | None, direction: bool
+    options: dict[str, Setting],
+    layer: str | None,
+    unit: int | None,
+    position: str | None,
+    channels: str | None,
+    direction: bool,
 ) -> dict[str, Setting]:
     """The program's options with those that have flags of their own."""
     flags: dict[str, Setting] = {
         "layer": layer,
         "unit": unit,
         "position": None if position is None else _position(position),
+        "channels": int(channels) if channels is not None and channels.isdecimal() else channels,
         "direction": direction or None,
     }
     given = {name: setting for name, setting in flags.items() if setting is not None}

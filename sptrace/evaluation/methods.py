@@ -132,10 +132,15 @@ def of_captum(network: Network, name: str) -> Method:
     model = _normalised(network)
     settings: dict[str, Any] = {}
     if name == "guided_gradcam":
+        from sptrace.cam_layer import choose
         from sptrace.compiler import example_image
-        from sptrace.layers import last_convolution
 
-        path = last_convolution(network.module, example_image(network.preprocessing))
+        _, path, how = choose(network.module, example_image(network.preprocessing))
+        if (how.channels, how.places) != (1, (2, 3)):
+            raise SptraceError(
+                f"captum:guided_gradcam takes channels first, and {path!r} of {network.name} "
+                "has them elsewhere: leave it out"
+            )
         method: Any = captum.attr.GuidedGradCam(model, network.module.get_submodule(path))
         settings = {"interpolate_mode": "bilinear"}
     elif name == "smoothgrad":

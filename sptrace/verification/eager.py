@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sptrace.links import LOGITS, Outputs
+from sptrace.verification.eager_layout import Seen, look
 from sptrace.verification.eager_link import WatchedEnd
 from sptrace.verification.eager_mode import SoftenedGates
 from sptrace.verification.eager_rules import Rule, Rules, check
 from sptrace.verification.eager_scopes import Scopes
 
-__all__ = ["Rule", "activation", "at_layer", "measure", "reference"]
+__all__ = ["Rule", "activation", "at_layer", "measure", "reference", "seen"]
 
 
 def reference(
@@ -39,6 +40,7 @@ def reference(
     objective: str = "logit",
     layer: str | None = None,
     position: Sequence[int] | None = None,
+    seen: Seen | None = None,
     jitter: float = 0.0,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,9 +88,10 @@ def reference(
         outputs: what the network's outputs are; what is `taken_off` its end is neither in the logits nor in what is
             pulled back. Of a pair the target 1 (or -1) is the one logit, 0 its negative.
         objective: what is pulled back: the target's "logit", or its log-probability ("cross_entropy").
-        layer: path of a module that is called once and gives [N, C, H, W], [N, T, C] or [N, C]: explained are its
-            channels, summed over space or tokens. None: the logits.
+        layer: path of a module that is called once: explained are its channels, summed over space or tokens. None: the
+            logits.
         position: row and column, or number of a token, in place of the sum.
+        seen: how the layer's output is read, as `look` gives it.
         jitter: hard gates and maxima take their derivative at z + jitter * std(z) * noise, values stay. Repeated with
             several seeds this tells how far a gradient depends on gates that are closer to their threshold than that.
         seed: of the jitter's noise.
@@ -106,7 +109,7 @@ def reference(
         leaf, logits, kept = _run(
             module, image, layer, rules, scales, mean, std, input_range, outputs, jitter, seed
         )
-        values = logits if kept is None else _summed(kept, position)
+        values = logits if kept is None or seen is None else _summed(seen.channels_first(kept), position)
         resolved, direction = _directed(target, values, outputs.is_pair and kept is None)
         if objective == "cross_entropy":
             direction = _of_log_probability(direction, values.detach(), outputs.link)
@@ -120,6 +123,7 @@ def at_layer(
     target: Tensor,
     *,
     layer: str,
+    seen: Seen,
     rules: Rules,
     scales: list[float] | None = None,
     mean: Sequence[float] | None = None,
@@ -129,14 +133,14 @@ def at_layer(
     jitter: float = 0.0,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Return a layer's output, and the target logit pulled back to it; arguments as of `reference`."""
+    """Return a layer's output, and the target logit pulled back to it, as maps; arguments as of `reference`."""
     with torch.enable_grad(), _frozen(module):
         _, logits, kept = _run(
             module, image, layer, rules, scales, mean, std, input_range, outputs, jitter, seed
         )
         assert kept is not None
         (cotangent,) = torch.autograd.grad(logits, kept, _directed(target, logits, outputs.is_pair)[1])
-    return kept.detach(), cotangent
+    return seen.places(kept.detach()), seen.places(cotangent)
 
 
 def activation(
@@ -144,6 +148,7 @@ def activation(
     image: Tensor,
     *,
     layer: str,
+    seen: Seen,
     position: Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -153,7 +158,24 @@ def activation(
     with torch.enable_grad(), _frozen(module):
         _, _, kept = _run(module, image, layer, {}, None, mean, std, input_range, LOGITS, 0.0, 0)
         assert kept is not None
-        return _summed(kept, position).detach()
+        return _summed(seen.channels_first(kept), position).detach()
+
+
+def seen(
+    module: nn.Module,
+    image: Tensor,
+    *,
+    layer: str,
+    channels: str | int | None = None,
+    before: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_range: tuple[float, float] = (-1.0, 1.0),
+) -> Seen:
+    """Find out how the layer's output is read; image [2, 3, H, W], the rest as of `look` and `reference`."""
+    with torch.enable_grad(), _frozen(module):
+        leaf = image.detach().requires_grad_()
+        return look(module, leaf, _normalised(leaf, mean, std, input_range), layer, channels, before)
 
 
 def _run(
@@ -226,9 +248,8 @@ def _of_log_probability(direction: Tensor, values: Tensor, link: str) -> Tensor:
         return torch.autograd.grad(log_probability, logits)[0]
 
 
-def _summed(output: Tensor, position: Sequence[int] | None) -> Tensor:
-    """Return the channels [N, C] of a layer's output, at the position or summed."""
-    channels = output if output.ndim != 3 else output.transpose(1, 2)  # tokens have their channels last
+def _summed(channels: Tensor, position: Sequence[int] | None) -> Tensor:
+    """Return [N, C] of channels [N, C, ...], at the position or summed."""
     if position is not None:
         for index in position:
             channels = channels.select(2, index)

@@ -14,7 +14,8 @@ from sptrace.artifact import Preprocessing
 from sptrace.links import LOGITS, Outputs
 from sptrace.programs import program_kind
 from sptrace.softening import Softening
-from sptrace.verification.eager import Rule, activation, at_layer, measure, reference
+from sptrace.verification.eager import Rule, activation, at_layer, measure, reference, seen
+from sptrace.verification.eager_layout import Seen
 from sptrace.verification.eager_programs import EAGER, noisy_weights
 
 
@@ -46,6 +47,22 @@ class Eager:
             return None
         return measure(self.network, self.calibration, rules=self.softening.gates, **self.normalisation())
 
+    @cached_property
+    def seen(self) -> Seen | None:
+        """How the output of the settings' layer is read; None if there is no layer."""
+        if self.settings["layer"] is None:
+            return None
+        low, high = self.preprocessing.input_range
+        pictures = torch.rand(2, 3, *self.preprocessing.size, generator=torch.Generator().manual_seed(0))
+        return seen(
+            self.network,
+            low + (high - low) * pictures,
+            layer=self.settings["layer"],
+            channels=self.settings["channels"],
+            before=self.settings.get("prefix_tokens"),
+            **self.normalisation(),
+        )
+
     def __call__(
         self, image: Tensor, target: Tensor, jitter: float = 0.0, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
@@ -62,13 +79,20 @@ class Eager:
         if draw not in self._varied:
             self._varied[draw] = noisy_weights(self.network, draw, sigma, seed)
         varied = replace(self, network=self._varied[draw])
-        varied.__dict__["scales"] = self.scales
+        varied.__dict__.update(scales=self.scales, seen=self.seen)
         return varied
 
     def activation(self, image: Tensor) -> Tensor:
         """What a target chooses from if there is a layer, float32 [N, channels]."""
-        layer, position = self.settings["layer"], self.settings["position"]
-        return activation(self.network, image, layer=layer, position=position, **self.normalisation())
+        assert self.seen is not None
+        return activation(
+            self.network,
+            image,
+            layer=self.settings["layer"],
+            seen=self.seen,
+            position=self.settings["position"],
+            **self.normalisation(),
+        )
 
     def logits(self, image: Tensor) -> Tensor:
         """The network's own, float32 [N, classes]."""
@@ -104,6 +128,7 @@ class _Pull:
             objective=settings.get("objective", "logit"),
             layer=None if is_cam else settings["layer"],
             position=settings.get("position"),
+            seen=eager.seen,
             jitter=self.jitter,
             seed=self.seed,
             **eager.normalisation(),
@@ -119,11 +144,13 @@ class _Pull:
                 for kind, (rule, tau) in self.eager.softening.gates(path).items()
             }
 
+        assert self.eager.seen is not None
         return at_layer(
             self.eager.network,
             image,
             target,
             layer=self.eager.settings["layer"],
+            seen=self.eager.seen,
             rules=rules,
             scales=self.eager.scales,
             outputs=self.eager.outputs,

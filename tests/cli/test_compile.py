@@ -213,7 +213,9 @@ def test_a_channel_of_a_layer_from_network_to_picture(run: Run, tmp_path: Path) 
     status, output, errors = run("compile", "efficientnet_lite0", "-o", artifact, "--size", 64, *neuron)
     assert status == 0, errors
     assert "at _blocks.5, unit 7, position (1, 2); gates" in output
-    assert "settings layer _blocks.5, unit 7, position (1, 2)" in rows(run("inspect", artifact)[1])
+    assert "settings layer _blocks.5, unit 7, position (1, 2), channels 1" in rows(
+        run("inspect", artifact)[1]
+    )
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)).save(photograph)
     outputs = ("-o", tmp_path / "why.png", "--save-npz", numbers)
     status, output, _ = run("explain", artifact, photograph, *outputs, "--top", 3)

@@ -264,9 +264,9 @@ def test_wrong_settings_at_run_time(explainer: Load, settings: dict[str, Any], c
         ("smoothgrad", {"samples": 0}, "samples must be a whole number of at least 1"),
         ("smoothgrad", {"seed": -1}, "seed must be 0 to 2147483646"),
         ("gradcam", {"interpolation": "cubic"}, "interpolation must be bilinear or nearest, not 'cubic'"),
-        ("gradcam", {"unit": 3}, "no option 'unit': it takes layer, interpolation, direction"),
+        ("gradcam", {"unit": 3}, "no option 'unit': it takes layer, channels, prefix_tokens, interpolation"),
         ("guided_gradcam", {"layer": "blok"}, "no layer 'blok': did you mean block"),
-        ("guided_gradcam", {"layer": "head"}, r"needs a layer whose output is \[N, C, H, W\], not \[N, 7\]"),
+        ("guided_gradcam", {"layer": "head"}, "needs a layer with places, 'head' has none"),
     ],
 )
 def test_wrong_options_when_compiling(program: str, options: dict[str, Any], complaint: str) -> None:
