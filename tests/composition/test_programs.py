@@ -257,7 +257,11 @@ def test_wrong_settings_at_run_time(explainer: Load, settings: dict[str, Any], c
 @pytest.mark.parametrize(
     ("program", "options", "complaint"),
     [
-        ("soft_pullback", {"steps": 3}, "no option 'steps': it takes layer, unit, position, channels, direction"),
+        (
+            "soft_pullback",
+            {"steps": 3},
+            "no option 'steps': it takes layer, unit, position, channels, direction",
+        ),
         ("pullback_ascent", {"clamp": "always"}, "clamp must be never, every or last, not 'always'"),
         ("pullback_ascent", {"epsilon": -1}, "epsilon must be a number above 0"),
         ("pullback_ascent", {"objective": "loss"}, "objective must be logit or cross_entropy"),
