@@ -22,10 +22,12 @@ def canonicalize_pool_ranks(module: fx.GraphModule) -> int:
     2. avg_pool3d, adaptive_avg_pool3d                  ->  over height and width, then over the depth
     3. adaptive_max_pool1d, adaptive_max_pool2d         ->  max_pool2d, if all windows are of one size
     4. max_pool2d_with_indices, whose values are read   ->  max_pool2d
-    5. pow(sign(o) relu(abs(o)) k, 1 / p), the end of   ->  root(o k, p)
+    5. max_pool3d, adaptive_max_pool3d                  ->  max_pool2d of a picture whose rows are those of the blocks
+    6. pow(sign(o) relu(abs(o)) k, 1 / p), the end of   ->  root(o k, p)
        lp_pool2d, o the mean of x^p
 
-    Adaptive maxima over windows of several sizes are refused.
+    Adaptive maxima over windows of several sizes are refused, and maxima over blocks that overlap: laid side by side
+    their numbers would be others than the volume's, to a temperature that is relative to them.
     """
     builder = GraphBuilder(module)
     count = 0
@@ -92,10 +94,14 @@ def _adaptive_average_3d(builder: GraphBuilder, node: fx.Node, x: fx.Node, size:
 
 def _flat(builder: GraphBuilder, x: fx.Node) -> fx.Node:
     """[N, C, D, H, W] as [N, C D, H, W]."""
-    if value(x).ndim != 5:
-        raise UnsupportedError("it takes its input for a single volume: give it a batch dimension")
+    _check_batch(x)
     batch, channels, depth, *plane = shape(x)
     return builder.reshape(x, [batch, channels * depth, *plane])
+
+
+def _check_batch(x: fx.Node) -> None:
+    if value(x).ndim != 5:
+        raise UnsupportedError("it takes its input for a single volume: give it a batch dimension")
 
 
 def _deep(builder: GraphBuilder, flat: fx.Node, x: fx.Node) -> fx.Node:
@@ -113,14 +119,66 @@ def _adaptive_maximum(
     sizes = static_shape(picture, [-2, -1])
     outputs = [1, *size] if row else list(node.meta["values"][0][0].shape[-2:])
     if any(length % out for length, out in zip(sizes, outputs, strict=True)):
-        raise UnsupportedError(
-            f"{node.target} of {sizes} to {outputs} has windows of several sizes "
-            f"({node.meta.get('source', 'source unknown')}): choose an output size that divides the input's"
-        )
+        raise UnsupportedError(_several_sizes(node, sizes, outputs))
     window = [length // out for length, out in zip(sizes, outputs, strict=True)]
     largest = builder.call(aten.max_pool2d.default, picture, window, window)
     result = builder.reshape(largest, [*shape(x)[: -len(size)], *outputs[-len(size) :]])
     return values_replaced(builder, node, lambda: result)
+
+
+def _maximum_3d(
+    builder: GraphBuilder,
+    node: fx.Node,
+    x: fx.Node,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    ceil_mode: bool = False,
+) -> fx.Node | None:
+    window, steps = _triple(kernel), _triple(stride or kernel)
+    sizes = static_shape(x, [-3, -2, -1])
+    alone = _triple(padding) == [0] * 3 and (_triple(dilation) == [1] * 3 or window == [1] * 3)
+    if window != steps or not alone or any(size % length for size, length in zip(sizes, window, strict=True)):
+        raise UnsupportedError(
+            f"{node.target} has windows that overlap or reach beyond the volume "
+            f"({node.meta.get('source', 'source unknown')}): let them lie side by side"
+        )
+    result = _maxima_of_blocks(builder, x, window)
+    if isinstance(node.meta["values"][0], torch.Tensor):
+        return result
+    return values_replaced(builder, node, lambda: result)
+
+
+def _adaptive_maximum_3d(
+    builder: GraphBuilder, node: fx.Node, x: fx.Node, size: Sequence[int]
+) -> fx.Node | None:
+    sizes, outputs = static_shape(x, [-3, -2, -1]), node.meta["values"][0][0].shape[-3:]
+    window = [length // out for length, out in zip(sizes, outputs, strict=True)]
+    if any(length % out for length, out in zip(sizes, outputs, strict=True)):
+        raise UnsupportedError(_several_sizes(node, sizes, list(outputs)))
+    result = _maxima_of_blocks(builder, x, window)
+    return values_replaced(builder, node, lambda: result)
+
+
+def _maxima_of_blocks(builder: GraphBuilder, x: fx.Node, window: Sequence[int]) -> fx.Node:
+    """A block [d, h, w] of a volume is a block [d h, w] of the picture whose rows are those of all blocks in turn."""
+    _check_batch(x)
+    batch, channels, *sizes = shape(x)
+    depths, rows, columns = (size // length for size, length in zip(sizes, window, strict=True))
+    deep, high, wide = window
+    apart = builder.reshape(x, [batch, channels, depths, deep, rows, high, sizes[2]])
+    turned = builder.call(aten.permute.default, apart, [0, 1, 2, 4, 3, 5, 6])
+    picture = builder.reshape(turned, [batch, channels, depths * rows * deep * high, sizes[2]])
+    largest = builder.call(aten.max_pool2d.default, picture, [deep * high, wide], [deep * high, wide])
+    return builder.reshape(largest, [batch, channels, depths, rows, columns])
+
+
+def _several_sizes(node: fx.Node, sizes: list[int], outputs: list[int]) -> str:
+    return (
+        f"{node.target} of {sizes} to {outputs} has windows of several sizes "
+        f"({node.meta.get('source', 'source unknown')}): choose an output size that divides the input's"
+    )
 
 
 def _maximum_and_index(builder: GraphBuilder, node: fx.Node, x: fx.Node, *options: object) -> fx.Node | None:
@@ -164,6 +222,9 @@ REWRITES: dict[Target, Callable[..., fx.Node | None]] = {
     aten.adaptive_avg_pool3d.default: _adaptive_average_3d,
     aten.adaptive_max_pool1d.default: _adaptive_maximum,
     aten.adaptive_max_pool2d.default: _adaptive_maximum,
+    aten.adaptive_max_pool3d.default: _adaptive_maximum_3d,
     aten.max_pool2d_with_indices.default: _maximum_and_index,
+    aten.max_pool3d.default: _maximum_3d,
+    aten.max_pool3d_with_indices.default: _maximum_3d,
     aten.pow.Tensor_Scalar: _root_of_powers,
 }

@@ -109,8 +109,26 @@ def _softmax_pool(
     return pullback
 
 
+def _softmax_blocks(
+    z: Tensor, tau: float | Tensor, kernel_size: Any = None, output_size: Any = None, **_: Any
+) -> Pullback:
+    """Spread over the blocks of a volume that lie side by side."""
+    sizes, given = list(z.shape[-3:]), kernel_size if output_size is None else output_size
+    numbers = [given] * 3 if isinstance(given, int) else list(given)
+    if output_size is not None:
+        numbers = [size // (number or size) for size, number in zip(sizes, numbers, strict=True)]
+    apart = [part for size, length in zip(sizes, numbers, strict=True) for part in (size // length, length)]
+    powers = (z / tau).reshape(*z.shape[:2], *apart)
+    powers = torch.exp(powers - powers.amax((3, 5, 7), keepdim=True))
+    weights = powers / powers.sum((3, 5, 7), keepdim=True)
+    block = [1 if index % 2 else length for index, length in enumerate(apart)]
+    return lambda cotangent: (weights * cotangent.reshape(*z.shape[:2], *block)).reshape(z.shape)
+
+
 def _softmax_windows(z: Tensor, tau: float | Tensor, form: str, **arguments: Any) -> Pullback:
     """Spread over the windows of a pool by its name: of pictures, of rows, or as many windows as are asked for."""
+    if "pool3d" in form:
+        return _softmax_blocks(z, tau, **arguments)
     row = "pool1d" in form
     picture = z.unsqueeze(-2) if row else z
     if "output_size" in arguments:
@@ -220,6 +238,10 @@ _CALLS: dict[str, tuple[str, str]] = {
     "max_pool2d": _MAX_POOL,
     "max_pool2d_with_indices": _MAX_POOL,
     "max_pool1d": _MAX_POOL,
+    "max_pool3d": _MAX_POOL,
+    "max_pool3d_with_indices": _MAX_POOL,
+    "adaptive_max_pool3d": _ADAPTIVE_MAX_POOL,
+    "adaptive_max_pool3d_with_indices": _ADAPTIVE_MAX_POOL,
     "max_pool1d_with_indices": _MAX_POOL,
     "adaptive_max_pool1d": _ADAPTIVE_MAX_POOL,
     "adaptive_max_pool1d_with_indices": _ADAPTIVE_MAX_POOL,

@@ -45,6 +45,9 @@ GROUPS: dict[str, list[Function]] = {
         lambda x: F.avg_pool3d(x[:, None], (1, 2, 3)),
         lambda x: F.avg_pool3d(x[:, None], 2, 1, 1),
         lambda x: F.avg_pool3d(x[:, None], (2, 3, 3), 2, 1, ceil_mode=True, count_include_pad=False),
+        lambda x: F.max_pool3d(x[:, None], (2, 3, 2)),
+        lambda x: F.max_pool3d(x[:, None], 2, return_indices=True)[0],
+        lambda x: F.adaptive_max_pool3d(x[:, None], (1, 2, 4)),
         lambda x: F.adaptive_avg_pool3d(x[:, None], 1),
         lambda x: F.adaptive_avg_pool3d(x[:, None], (1, 4, 3)),
         lambda x: F.local_response_norm(x, 2),
@@ -80,10 +83,14 @@ def test_softened_pools(preset: str) -> None:
     def body(self: nn.Module, x: Tensor) -> Tensor:
         y = F.relu(self.stem(x))
         rows = F.max_pool1d(y.flatten(2), 3, 2, 1)
+        volume = F.max_pool3d(y[:, None], (2, 4, 2))
         parts = [rows, F.adaptive_max_pool1d(rows, 8), F.adaptive_max_pool2d(y, (2, 1)), F.lp_pool2d(y, 2, 2)]
+        parts += [volume, F.adaptive_max_pool3d(volume, 1)]
         return self.head(torch.cat([part.flatten(1) for part in parts], 1))
 
-    network = small(body, stem=nn.Conv2d(3, 4, 3, padding=1), head=nn.Linear(4 * (32 + 8 + 2 + 16), 5))
+    network = small(
+        body, stem=nn.Conv2d(3, 4, 3, padding=1), head=nn.Linear(4 * (32 + 8 + 2 + 16) + 16 + 1, 5)
+    )
     program = sptrace.compile(network, images(2, 8), softening=preset)
     assert {gate.kind for gate in program.description.gates} == {"relu", "max_pool"}
 
@@ -91,3 +98,11 @@ def test_softened_pools(preset: str) -> None:
 def test_a_volume_without_a_batch_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="single volume"):
         check_all(equal_and_dead(), lambda x: F.avg_pool3d(x, 2))
+
+
+@pytest.mark.parametrize(
+    "pool", [lambda x: F.max_pool3d(x[:, None], 2, 1), lambda x: F.max_pool3d(x[:, None], (2, 4, 2))]
+)
+def test_blocks_that_overlap_or_overhang_are_refused(pool: Function) -> None:
+    with pytest.raises(UnsupportedError, match="let them lie side by side"):
+        check_all(equal_and_dead(), pool)
