@@ -98,6 +98,32 @@ def test_a_sigmoid_at_the_end_is_taken_off(
     assert np.abs(given.probabilities - logits.sigmoid().numpy()).max() < 1e-6
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"program": "pullback_ascent", "clamp": "every", "steps": 2},
+        {"program": "guided_gradcam", "layer": "conv"},
+        {"program": "soft_pullback", "layer": "conv"},
+    ],
+    ids=lambda options: options["program"],
+)
+def test_every_program_explains_the_logits(options: dict[str, Any], tmp_path: Path) -> None:
+    """With a softmax at the end of a network that is sure, the same as without."""
+    image = images(2, seed=5)
+    given, _ = explained(Ending(nn.Softmax(dim=1), margin=20.0), tmp_path, image, 1, **options)
+    wanted, description = explained(Ending(nn.Identity(), margin=20.0), tmp_path, image, 1, **options)
+    assert description.taken_off is None
+    np.testing.assert_array_equal(given.attribution, wanted.attribution)
+    np.testing.assert_array_equal(given.logits, wanted.logits)
+    if given.image_out is not None:
+        with torch.no_grad():
+            there = Ending(nn.Softmax(dim=1), margin=20.0).double()(
+                torch.from_numpy(given.image_out).double()
+            )
+        assert given.probabilities_out is not None
+        assert np.abs(given.probabilities_out - there.numpy()).max() < 1e-5
+
+
 def test_kept_it_is_explained_as_it_is(tmp_path: Path) -> None:
     image = images(1, seed=5)
     network = Ending(nn.Softmax(dim=1))

@@ -69,6 +69,20 @@ def test_the_configuration_says_what_the_file_takes(toy: Any, parsed: Any, tmp_p
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["toy-1.0"]
 
 
+def test_one_logit_of_two_classes_is_called_by_its_own(tmp_path: Path) -> None:
+    """The server's classification extension names what stands in `logits`; the link tells what it is."""
+    from small_networks import images, small
+    from torch import nn
+
+    network = small(lambda self, x: self.head(x.mean((2, 3))).sigmoid(), head=nn.Linear(3, 1))
+    artifact = tmp_path / "pair.onnx"
+    sptrace.compile(network, images(1), labels=["healthy", "sick"]).save(artifact)
+    model = triton.write(artifact, tmp_path / "models")
+    assert (model / "labels.txt").read_text() == "sick\n"
+    config = (model / "config.pbtxt").read_text()
+    assert 'parameters { key: "link" value { string_value: "sigmoid" } }' in config
+
+
 def test_photographs_of_any_size(lite0: Callable[[str], Path], parsed: Any, tmp_path: Path) -> None:
     """Settings with defaults are no inputs: they have no batch dimension, and Triton would ask for them."""
     config = parsed(triton.write(lite0("pullback_ascent"), tmp_path) / "config.pbtxt")
