@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx, ops
 
@@ -134,9 +135,9 @@ def is_made_of_probabilities(module: fx.GraphModule) -> bool:
     return True
 
 
-def _chain(module: fx.GraphModule) -> list[fx.Node]:
+def _chain(module: fx.GraphModule) -> list[Any]:
     """From the link to the output, each reading the one before; begins with whatever is no rearrangement."""
-    node = answer(module)
+    node: Any = answer(module)
     chain = [node]
     while _rearranges(node) or node.target in LOGARITHMS:
         assert isinstance(node.args[0], fx.Node)
@@ -145,7 +146,7 @@ def _chain(module: fx.GraphModule) -> list[fx.Node]:
     return chain
 
 
-def _rearranges(node: fx.Node) -> bool:
+def _rearranges(node: Any) -> bool:
     if node.target in DROPOUTS:
         return not node.args[2]
     if node.target in CASTS:
@@ -153,7 +154,7 @@ def _rearranges(node: fx.Node) -> bool:
     return node.target in COPIES | SIZES | PARTS or permutation(node) is not None
 
 
-def _without(builder: GraphBuilder, chain: list[fx.Node]) -> Tail | None:
+def _without(builder: GraphBuilder, chain: list[Any]) -> Tail | None:
     """The chain once more without its link; None where that would not come to the same."""
     link, *rest = chain
     logits = link.args[0]
@@ -199,12 +200,12 @@ def _classes(softmax: fx.Node) -> int:
     return dim % value(softmax).ndim
 
 
-def _reads(node: fx.Node, dim: int) -> bool:
+def _reads(node: Any, dim: int) -> bool:
     """Does it take a part of that dimension?"""
-    return node.target in PARTS and node.args[1] % value(node.args[0]).ndim == dim
+    return node.target in PARTS and bool(node.args[1] % value(node.args[0]).ndim == dim)
 
 
-def _other_of_two(node: fx.Node) -> tuple[int, ...] | None:
+def _other_of_two(node: Any) -> tuple[int, ...] | None:
     """The arguments that take the other one, if it takes one of two classes: s = sigmoid(z_0 - z_1) is p_0."""
     dim, *taken = node.args[1:]
     size = shape(node.args[0])[dim]
@@ -214,15 +215,14 @@ def _other_of_two(node: fx.Node) -> tuple[int, ...] | None:
     return (dim, 1 - start) if node.target == aten.select.int else (dim, 1 - start, 2 - start)
 
 
-def _moved(node: fx.Node, dim: int) -> int | None:
+def _moved(node: Any, dim: int) -> int | None:
     """Which dimension of the result it is; None if it is mixed with others."""
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
+    source: fx.Node = node.args[0]
     order = permutation(node)
     if order is not None:
         return order.index(dim)
     if node.target == aten.select.int:
-        return dim - (node.args[1] % value(source).ndim < dim)  # type: ignore[operator]
+        return dim - int(node.args[1] % value(source).ndim < dim)
     if node.target in SIZES:
         before, after = ([at for at, size in enumerate(shape(one)) if size != 1] for one in (source, node))
         same = [shape(source)[at] for at in before] == [shape(node)[at] for at in after]
