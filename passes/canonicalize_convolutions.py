@@ -19,6 +19,7 @@ def canonicalize_convolutions(module: fx.GraphModule) -> int:
     3. conv(x, w, b, 1, "same", ...), d (k - 1) odd somewhere  ->  constant_pad_nd by one cell behind, then as 2.
     4. conv_transpose(x, w, b, stride, p, output_padding, ...) ->  conv_transpose(x, w, None, stride, 0, 0, ...), then
        with output_padding >= stride, which a dilation allows      constant_pad_nd by -p and output_padding - p, add b
+    5. convolution(x, w, b, ..., transposed, ...)              ->  conv1d, conv2d, conv3d, conv_transpose1d ...
     """
     builder = GraphBuilder(module)
     count = 0
@@ -58,6 +59,28 @@ def _without_words(
     return builder.call(target, x, weight, bias, list(stride), before, list(dilation), groups)
 
 
+def _by_rank(
+    builder: GraphBuilder,
+    target: Target,
+    x: fx.Node,
+    weight: fx.Node,
+    bias: fx.Node | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    *flags: bool,
+) -> fx.Node:
+    rank = value(weight).ndim - 2
+    if not transposed:
+        return builder.call(FORWARD[rank], x, weight, bias, stride, padding, dilation, groups)
+    options = (stride, padding, output_padding, groups, dilation)
+    cropped = _with_less_output_padding(builder, TRANSPOSED[rank], x, weight, bias, *options)
+    return builder.call(TRANSPOSED[rank], x, weight, bias, *options) if cropped is None else cropped
+
+
 def _with_less_output_padding(
     builder: GraphBuilder,
     target: Target,
@@ -94,7 +117,16 @@ def _per_dimension(option: Sequence[int], rank: int) -> list[int]:
     return list(option) * rank if len(option) == 1 else list(option)
 
 
+FORWARD: dict[int, Target] = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+TRANSPOSED: dict[int, Target] = {
+    1: aten.conv_transpose1d.default,
+    2: aten.conv_transpose2d.input,
+    3: aten.conv_transpose3d.input,
+}
+
 REWRITES: dict[Target, tuple[Callable[..., fx.Node | None], Target]] = {
+    aten.convolution.default: (_by_rank, aten.convolution.default),
+    aten._convolution.default: (_by_rank, aten.convolution.default),
     aten.conv1d.padding: (_without_words, aten.conv1d.default),
     aten.conv2d.padding: (_without_words, aten.conv2d.default),
     aten.conv3d.padding: (_without_words, aten.conv3d.default),

@@ -56,13 +56,14 @@ def _index(builder: GraphBuilder, node: fx.Node, x: fx.Node, given: Sequence[fx.
         if any(fixed(builder.module, index) is None for index in chosen.values()):
             return _index_of_each(builder, node, x, chosen)
     places = {dim: fixed(builder.module, index) for dim, index in chosen.items()}
-    if 0 in places or None in places.values():
+    known = {dim: place for dim, place in places.items() if place is not None}
+    if 0 in places or len(known) < len(places):
         where = node.meta.get("source", "source unknown")
         raise UnsupportedError(
             f"{node.target} ({where}) reads at places computed from the image, or along the batch: use constant "
             "indices, torch.gather, or x[torch.arange(x.shape[0]), places]"
         )
-    return _index_of_all(builder, node, x, places)
+    return _index_of_all(builder, node, x, known)
 
 
 def _numbers_pictures(builder: GraphBuilder, index: fx.Node, node: fx.Node) -> bool:

@@ -69,9 +69,9 @@ def _sampled(builder: GraphBuilder, x: fx.Node, taps: Sequence[_Taps]) -> fx.Nod
     for chosen in product(*(range(len(each.places)) for each in taps)):
         place: Term | None = None
         weight: Term | None = None
-        for each, index, size in zip(taps, chosen, sizes, strict=True):
-            place = each.places[index] if place is None else place * float(size) + each.places[index]
-            factor = each.weights[index]
+        for each, tap, size in zip(taps, chosen, sizes, strict=True):
+            place = each.places[tap] if place is None else place * float(size) + each.places[tap]
+            factor = each.weights[tap]
             if factor is not None:
                 weight = factor if weight is None else weight * factor
         assert place is not None
@@ -98,8 +98,7 @@ def _taps(position: Term, size: int, mode: int, padding: int, align_corners: boo
     position = _inside(position, size, padding, align_corners)
     if mode == NEAREST:
         nearest = _fixed(_call(position, aten.round.default))
-        within = _within(nearest, size)
-        return _Taps([nearest.clamp(0, size - 1)], [within if padding == ZEROS else None])
+        return _Taps([nearest.clamp(0, size - 1)], [_within(nearest, size) if padding == ZEROS else None])
     low = _fixed(_call(position, aten.floor.default))
     share = position - low
     weights = [share * -1.0 + 1.0, share]

@@ -140,7 +140,7 @@ def _msort(builder: GraphBuilder, node: fx.Node, x: fx.Node) -> fx.Node:
 
 
 def _one_hot(builder: GraphBuilder, node: fx.Node, index: fx.Node, classes: int = -1) -> fx.Node:
-    numbers = builder.constant("one_hot.classes", torch.arange(shape(node)[-1]))
+    numbers = builder.constant("one_hot.classes", torch.arange(value(node).shape[-1]))
     column = builder.call(aten.unsqueeze.default, index, value(index).ndim)
     return builder.call(aten.to.dtype, builder.call(aten.eq.Tensor, column, numbers), torch.int64)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import operator
+from typing import cast
 
 from torch import fx
 
 from sptrace.errors import UnsupportedError
 from sptrace.graph import depends_on, shape, value
 from sptrace.pullback.table import TABLE, Cotangents, Pull, Rule, aten
+from sptrace.sizes import BatchSize
 
 
 def pull_back(module: fx.GraphModule, output: fx.Node, cotangent: fx.Node, source: fx.Node) -> fx.Node:
@@ -70,9 +72,8 @@ def _side_by_side(pull: Pull, parts: list[fx.Node]) -> list[fx.Node]:
     """
     stretches = {part: found for part in parts if (found := _stretch(part)) is not None}
     for dim in {dim for dim, _, _ in stretches.values()}:
-        chosen = sorted(
-            (part for part, (other, _, _) in stretches.items() if other == dim), key=stretches.get
-        )
+        along = [part for part, (other, _, _) in stretches.items() if other == dim]
+        chosen = sorted(along, key=lambda part: stretches[part])
         ends = [0, *(stretches[part][2] for part in chosen)]
         starts = [*(stretches[part][1] for part in chosen), shape(parts[0])[dim]]
         if starts == ends and len(chosen) == len(parts):
@@ -84,13 +85,13 @@ def _stretch(part: fx.Node) -> tuple[int, int, int] | None:
     """(dimension, start, end) of what stands between zeros along one dimension; None for anything else."""
     if part.target is not aten.constant_pad_nd.default or len(part.args) > 2 or part.users:
         return None
-    inner, widths = part.args
+    inner, widths = cast(tuple[fx.Node, list[int]], part.args)
     padded = [index // 2 for index, width in enumerate(widths) if width != 0]
     if len(set(padded)) != 1 or min(widths) < 0:
         return None
     dim = value(part).ndim - 1 - padded[0]
-    start = widths[2 * padded[0]]
-    return dim, start, start + shape(inner)[dim]
+    start, length = widths[2 * padded[0]], shape(inner)[dim]
+    return None if isinstance(length, BatchSize) else (dim, start, start + length)
 
 
 def _apply_rule(

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from rule_checks import Op, check_linear, numbers
 from small_networks import assert_same_values, images, nodes, ops, small
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from sptrace.capture import capture
 from sptrace.passes import canonicalize_convolutions
@@ -80,3 +81,18 @@ def test_leaves_the_others_alone(convolution: nn.Module) -> None:
     before = ops(module)
     assert canonicalize_convolutions(module) == 0
     assert ops(module) == before
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_5_the_op_of_all_convolutions(rank: int, transposed: bool) -> None:
+    """Towards PyTorch's own matrix, in float64."""
+
+    def body(x: Tensor, weight: Tensor) -> Tensor:
+        x = {1: x.flatten(2), 2: x, 3: x[:, :, None].expand(-1, -1, 3, -1, -1)}[rank]
+        ones = [1] * rank
+        padding = [2 if transposed else 1] * rank
+        extra = [int(transposed)] * rank
+        return torch.convolution(x, weight, None, [2] * rank, padding, ones, transposed, extra, 1)
+
+    check_linear(Op(body, numbers(*((2, 3) if transposed else (3, 2)), *[3] * rank)), 2, 4, 5)
