@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sptrace.artifact import Preprocessing
 from sptrace.errors import SptraceError
-from sptrace.models import labels
 from sptrace.models.libraries import first_line, quiet
 from sptrace.models.network import Network
 
@@ -39,7 +38,7 @@ def assemble(
     model: str,
     preprocessing: Preprocessing,
     weights: str,
-    named: Callable[[int], tuple[str, ...] | None] = labels.for_classes,
+    labels: tuple[str, ...] | None = None,
     link: str | None = None,
 ) -> Network:
     """Freeze a network, see that it is an image classifier, and record it.
@@ -49,7 +48,8 @@ def assemble(
         model: as the user wrote it.
         preprocessing: as in the record.
         weights: where they came from.
-        named: gives the names for a number of classes.
+        labels: one name per class, where the source of the weights has them; left out if the network has another
+            number of classes.
         link: as in the record.
 
     Raises:
@@ -65,4 +65,6 @@ def assemble(
         raise SptraceError(
             f"{model} is no image classifier: for one picture it gives {gives}, not [1, classes]"
         )
-    return Network(module, model, preprocessing, named(output.shape[1]), weights, link)
+    if labels is not None and len(labels) != output.shape[-1]:
+        labels = None
+    return Network(module, model, preprocessing, labels, weights, link)

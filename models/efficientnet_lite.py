@@ -20,7 +20,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 from sptrace.artifact import Preprocessing
-from sptrace.models import state_dict
+from sptrace.models import labels, state_dict
 from sptrace.models.assembly import assemble, at_size
 from sptrace.models.network import Network
 
@@ -59,5 +59,12 @@ def load(name: str, *, weights: Path | None, size: int | None) -> Network:
         std=file.std or _HALF,
     )
     origin = f"{package} {version(package)}, {file.fingerprint}"
-    link = "softmax" if weights is None else None
-    return assemble(module, model=name, preprocessing=preprocessing, weights=origin, link=link)
+    own = weights is None
+    return assemble(
+        module,
+        model=name,
+        preprocessing=preprocessing,
+        weights=origin,
+        labels=labels.imagenet() if own else None,
+        link="softmax" if own else None,
+    )

@@ -19,6 +19,8 @@ from sptrace.errors import SptraceError
 
 # Enough for a slow server, and not too long for a user behind a firewall that drops packets.
 TIMEOUT_SECONDS = 15
+# In the names of published files: the beginning of their SHA-256.
+_CHECKSUM = re.compile(r"-([0-9a-f]{8,})\.")
 
 
 @contextmanager
@@ -60,7 +62,7 @@ def hub_file(url: str) -> Path:
     path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        checksum = re.search(r"-([0-9a-f]{8,})\.", path.name)
+        checksum = _CHECKSUM.search(path.name)
         torch.hub.download_url_to_file(url, str(path), checksum[1] if checksum else None, progress=False)
     return path
 
@@ -72,6 +74,12 @@ def fingerprint(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return f"{path.name} sha256:{digest.hexdigest()[:12]}"
+
+
+def is_file_of(url: str, fingerprint: str) -> bool:
+    """Is that the fingerprint of the file at a URL whose name holds its checksum, such as `resnet50-11ad3fa6.pth`?"""
+    checksum = _CHECKSUM.search(Path(urlparse(url).path).name)
+    return checksum is not None and fingerprint.rpartition("sha256:")[2].startswith(checksum[1][:12])
 
 
 def first_line(error: BaseException) -> str:

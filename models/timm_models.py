@@ -21,7 +21,14 @@ from sptrace.artifact import Preprocessing
 from sptrace.errors import SptraceError
 from sptrace.models import labels, state_dict
 from sptrace.models.assembly import assemble, at_size
-from sptrace.models.libraries import TIMEOUT_SECONDS, downloading, fingerprint, first_line, hub_file
+from sptrace.models.libraries import (
+    TIMEOUT_SECONDS,
+    downloading,
+    fingerprint,
+    first_line,
+    hub_file,
+    is_file_of,
+)
 from sptrace.models.network import Network
 
 # What a repository of weights calls them; timm asks in this order.
@@ -62,13 +69,14 @@ def load(name: str, *, weights: Path | None, size: int | None) -> Network:
         std=std,
     )
     origin = f"timm {timm.__version__} {name}, {origin}"
+    own = weights is None or is_file_of(settings.url or "", origin)
     return assemble(
         module,
         model=model,
         preprocessing=preprocessing,
         weights=origin,
-        named=_names_for(settings),
-        link="softmax" if weights is None else None,
+        labels=_class_names(settings) if own else None,
+        link="softmax" if own else None,
     )
 
 
@@ -152,13 +160,15 @@ def _resize(shape: tuple[int, int], settings: PretrainedCfg) -> int | None:
     return math.floor(min(shape) / settings.crop_pct) if settings.crop_mode == "center" else None
 
 
-def _names_for(settings: PretrainedCfg) -> Callable[[int], tuple[str, ...] | None]:
-    def named(classes: int) -> tuple[str, ...] | None:
-        if settings.label_names and len(settings.label_names) == classes:
-            return tuple(settings.label_names)
-        subset = infer_imagenet_subset({"num_classes": classes})  # also the larger ImageNets
-        if subset is None or classes == labels.IMAGENET_CLASSES:
-            return labels.for_classes(classes)
-        return tuple(ImageNetInfo(subset).label_descriptions())
-
-    return named
+def _class_names(settings: PretrainedCfg) -> tuple[str, ...] | None:
+    """The names of the classes of timm's own weights: of the last data set that their tag names (`a1_in1k`)."""
+    if settings.label_names:
+        return tuple(settings.label_names)
+    data_set = next((part for part in (settings.tag or "").split("_")[::-1] if part.startswith("in")), None)
+    subset = infer_imagenet_subset({"num_classes": settings.num_classes})
+    # Of in21k and in22k there are several versions, told apart by their number of classes.
+    if data_set is None or subset is None or not subset.startswith(f"imagenet-{data_set.removeprefix('in')}"):
+        return None
+    if settings.num_classes == len(labels.imagenet()):
+        return labels.imagenet()
+    return tuple(ImageNetInfo(subset).label_descriptions())

@@ -15,7 +15,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 from sptrace.artifact import Preprocessing
 from sptrace.models import state_dict
 from sptrace.models.assembly import assemble, at_size
-from sptrace.models.libraries import downloading, hub_file
+from sptrace.models.libraries import downloading, hub_file, is_file_of
 from sptrace.models.network import Network
 
 # Auxiliary heads: used in training only, in some files and not in others.
@@ -56,7 +56,16 @@ def load(name: str, *, weights: Path | None, size: int | None) -> Network:
         std=file.std or tuple(preset.std),
     )
     origin = f"torchvision {torchvision.__version__} {name}, {file.fingerprint}"
-    return assemble(module, model=model, preprocessing=preprocessing, weights=origin, link=link)
+    named = _class_names(name, file.fingerprint)
+    return assemble(module, model=model, preprocessing=preprocessing, weights=origin, labels=named, link=link)
+
+
+def _class_names(name: str, fingerprint: str) -> tuple[str, ...] | None:
+    """The names that torchvision has for the classes of a file, if that is one of its own."""
+    for weights in get_model_weights(name):
+        if is_file_of(weights.url, fingerprint):
+            return tuple(weights.meta["categories"])
+    return None
 
 
 def _builder(name: str, pixels: int, file: state_dict.WeightsFile) -> Callable[[int | None], nn.Module]:

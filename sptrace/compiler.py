@@ -25,6 +25,7 @@ from sptrace.errors import SptraceError
 from sptrace.graph import value
 from sptrace.layout import NO_LAYER, Layout, layout, with_prefix
 from sptrace.links import LINKS, Outputs
+from sptrace.models.labels import of_mapping
 from sptrace.models.network import Network
 from sptrace.neuron import Neuron
 from sptrace.outputs import normalised, read_outputs
@@ -86,7 +87,7 @@ def compile(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_range: tuple[float, float] = (-1.0, 1.0),
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str] | Mapping[int, str] | None = None,
     link: str | None = None,
     keep_link: bool = False,
     precision: str = "fp32",
@@ -109,8 +110,8 @@ def compile(
             `image` as it is.
         std: three numbers above 0; see `mean`.
         input_range: the values of black and white in `image`.
-        labels: one name per class, kept in the artifact. Two names of one sigmoid output: class 1 is the output, class
-            0 its negative.
+        labels: one name per class, kept in the artifact: a list, or a mapping from index to name (id2label). Two names
+            of one sigmoid output: class 1 is the output, class 0 its negative.
         link: what makes probabilities of the outputs: "softmax", "sigmoid", "identity" (they are probabilities
             already), "none" (they are plain values). None: the network's end and outputs tell; where they do not, two
             outputs or more are taken for logits of a softmax, and one for a plain value (`sptrace.outputs`).
@@ -455,10 +456,13 @@ def _numbers(given: object, count: int) -> list[float] | None:
     return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
 
 
-def _labels(given: Sequence[str] | None) -> tuple[str, ...] | None:
+def _labels(given: Sequence[str] | Mapping[int, str] | None) -> tuple[str, ...] | None:
     if given is None:
         return None
-    labels = () if isinstance(given, str) else tuple(given)
+    names = of_mapping(given) if isinstance(given, Mapping) else given
+    labels = () if isinstance(names, str) or names is None else tuple(names)
     if not labels or not all(isinstance(label, str) for label in labels):
-        raise SptraceError("labels must be a list of texts, one name per class")
+        raise SptraceError(
+            "labels must be a list of texts, one name per class, or a mapping from 0, 1, ... to texts"
+        )
     return labels

@@ -6,7 +6,6 @@ explanation = explainer.explain(image, "espresso")
 
 from __future__ import annotations
 
-import difflib
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -18,17 +17,17 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from sptrace import links
+from sptrace import links, targets
 from sptrace.artifact import METADATA_KEY, Description
 from sptrace.binding import BoundExplainer
 from sptrace.errors import SptraceError
 from sptrace.images import checked
 from sptrace.numbers import plain
 from sptrace.programs import program_kind
+from sptrace.targets import PREDICTED
 
 Provider = str | tuple[str, dict[str, Any]]
 Target = int | str | Sequence[int | str] | NDArray[np.integer[Any]] | None
-PREDICTED = -1
 MOST_THREADS = 1024
 """No machine has more cores than that for one operator; onnxruntime starts as many as it is told, or dies."""
 _INSTALL = dict.fromkeys(
@@ -156,9 +155,10 @@ class Explainer:
             image: floating point [N, 3, H, W] in `input_range`; `sptrace.photo.prepare` makes one from a
                 photograph. Of an artifact that `takes_pictures`: uint8 [N, H, W, 3] of any H and W.
             target: the class to explain: its index or its name, for all images or one per image. A name is
-                a label, or one of the comma-separated parts of a label in any case. None, or an index of
-                -1: the predicted class, or the one logit (of two classes class 1). If the artifact explains a layer,
-                the index of a channel; -1 for the unit that was compiled in or else the channel with the largest value.
+                a label, or one of the comma-separated parts of a label in any case. Digits are an index, also as text,
+                unless there is none such; "label:7" is the class called 7. None, or an index of -1: the predicted
+                class, or the one logit (of two classes class 1). If the artifact explains a layer, the index of a
+                channel; -1 for the unit that was compiled in or else the channel with the largest value.
             direction: floating point [N, units], or [units] for all images: what to explain in place of a target,
                 for artifacts that were compiled so.
             settings: of the program, those that can be given at run time (`settings` names them); for example
@@ -293,10 +293,22 @@ class Explainer:
             raise SptraceError(f"{len(targets)} targets for {samples} images: give one, or one per image")
         return np.array([self._index(one) for one in targets], dtype=np.int64)
 
+    def _written(self, text: str) -> int:
+        """The index of a class given as text, as `sptrace.targets.of_text` reads it; channels have no names."""
+        if self._layer is None:
+            return targets.of_text(text, self.labels, self.units)
+        index = targets.index_of(text)
+        if index is None:
+            raise SptraceError(
+                f"the artifact explains channels of {self._layer!r}, which have no names: "
+                f"instead of {text!r} give 0 to {self.units - 1}"
+            )
+        return self._index(index)
+
     def _index(self, target: object) -> int:
         """The index of a class given by index or name."""
         if isinstance(target, str):
-            return self._named(target)
+            return self._written(target)
         try:
             index = operator.index(target)  # type: ignore[arg-type]
         except TypeError:
@@ -310,31 +322,6 @@ class Explainer:
             default = f"the {unnamed} one" if self._unit is None else f"{kind} {self._unit}"
             raise SptraceError(f"there is no {kind} {index}: give 0 to {self.units - 1}, or -1 for {default}")
         return index
-
-    def _named(self, name: str) -> int:
-        """The index of the class called `name`."""
-        if self._layer is not None:
-            raise SptraceError(
-                f"the artifact explains channels of {self._layer!r}, which have no names: "
-                f"instead of {name!r} give 0 to {self.units - 1}"
-            )
-        if self.labels is None:
-            raise SptraceError(
-                f"the artifact holds no class names: instead of {name!r} give 0 to {self.classes - 1}"
-            )
-        wanted = name.strip().casefold()
-        matches = [index for index, label in enumerate(self.labels) if label == name]
-        matches = matches or [index for index, label in enumerate(self.labels) if wanted in _names(label)]
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            listed = ", ".join(f"{index} ({self.labels[index]})" for index in matches)
-            raise SptraceError(f"{name!r} is the name of several classes: give one of the indices {listed}")
-        known = {part: index for index, label in enumerate(self.labels) for part in _names(label)}
-        close = dict.fromkeys(known[part] for part in difflib.get_close_matches(wanted, known, n=4))
-        listed = ", ".join(f"{index} ({self.labels[index]})" for index in close)
-        advice = f"did you mean {listed}?" if close else f"give its index, 0 to {self.classes - 1}"
-        raise SptraceError(f"no class is called {name!r}: {advice}")
 
 
 def load(
@@ -460,8 +447,3 @@ def _require_providers(wanted: Sequence[str], present: Sequence[str], problem: s
             raise SptraceError(
                 f"the execution provider {name} {problem}: available are {', '.join(present)}{advice}"
             )
-
-
-def _names(label: str) -> list[str]:
-    """What a class may be called: its whole label and the comma-separated parts of it, in lower case."""
-    return [name.strip().casefold() for name in (label, *label.split(","))]

@@ -375,6 +375,8 @@ def test_weights_that_no_network_computes_with(broken: float) -> None:
         ({"labels": "abcdefg"}, "labels must be a list of texts"),
         ({"labels": list(range(7))}, "labels must be a list of texts"),
         ({"labels": []}, "labels must be a list of texts"),
+        ({"labels": {1: "a", 2: "b"}}, "labels must be a list of texts"),
+        ({"labels": dict(enumerate(LABELS[:-1]))}, "6 labels for 7 classes"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from sptrace.cli.softening import read_photographs, read_softening
 from sptrace.errors import SptraceError
 from sptrace.files import require_writable
 from sptrace.links import LINKS, check_link
+from sptrace.models import labels as class_names
 from sptrace.programs import PROGRAMS, Setting, program_kind
 from sptrace.softening import DEFAULT_PRESET, PRESETS, Softening
 
@@ -40,6 +42,14 @@ def compile_(
         Path | None,
         typer.Option(
             help="State dict, .safetensors or .pth.", show_default="the library's pretrained weights"
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Class names: a file with one a line, a .json list, a config.json with id2label, or imagenet.",
+            show_default="those that come with the library's weights",
         ),
     ] = None,
     size: Annotated[
@@ -169,12 +179,14 @@ def compile_(
         )
     softening = read_softening(preset, tau, rule, override, "calibration" if calibrate else scale)
     normalisation = Normalisation.read(mean, std)
+    names = None if labels is None else class_names.read(labels)
     console = Console(highlight=False, markup=False, emoji=False)
     start = time.perf_counter()
     with Console(stderr=True).status("importing torch") as status:
         show = _stages(status.update)
         show("loading the network")
         network = normalisation.of(models.resolve(model, weights=weights, size=size))
+        network = network if names is None else replace(network, labels=names)
         pictures = read_photographs(calibrate, network.preprocessing) if calibrate else None
         description = _compile(network, output, program, softening, pictures, options, form, show)
     seconds = time.perf_counter() - start

@@ -37,7 +37,8 @@ def explain(
     target: Annotated[
         str,
         typer.Option(
-            help="The class to explain: index, name, or auto for the most probable. A layer's channel: its index."
+            help="The class to explain: index, name (label:7 if that is a number), or auto for the most probable. "
+            "A layer's channel: its index."
         ),
     ] = "auto",
     direction: Annotated[
@@ -143,7 +144,7 @@ def _explain(
 ) -> Explanation:
     """One sample per explained class, the most probable first."""
     if target != "auto":
-        return explainer.explain(image, int(target) if target.isdecimal() else target, **settings)
+        return explainer.explain(image, target, **settings)
     if explainer.takes_direction and top != 1:
         raise SptraceError("this artifact explains one direction: leave out --top")
     first = explainer.explain(image, **settings)

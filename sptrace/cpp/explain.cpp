@@ -595,23 +595,18 @@ class Explainer {
 
   bool explains_a_layer() const { return std::count(outputs_.begin(), outputs_.end(), "activation") > 0; }
 
-  // The class that a number or a name stands for; a name is a label, or one of its comma-separated parts.
-  std::int64_t find(const std::string& wanted) const {
-    char* end = nullptr;
-    const std::int64_t number = std::strtoll(wanted.c_str(), &end, 10);
-    if (!wanted.empty() && *end == '\0') return number;
-    std::vector<std::int64_t> exact, found;
-    for (std::size_t i = 0; i < labels_.size(); ++i) {
-      if (labels_[i] == wanted) exact.push_back(static_cast<std::int64_t>(i));
-      if (is_named(labels_[i], wanted)) found.push_back(static_cast<std::int64_t>(i));
-    }
-    if (!exact.empty()) found = exact;
-    if (found.empty()) fail("no class is called '" + wanted + "': give its number");
-    if (found.size() > 1) {
-      fail("'" + wanted + "' is the name of several classes: give one of the numbers " + std::to_string(found[0]) +
-           ", " + std::to_string(found[1]));
-    }
-    return found[0];
+  // The class that a text means. Digits are an index, -1 the predicted class; any other text is a name: a label, or one
+  // of its comma-separated parts. So is what stands behind "label:", and a number that is no index.
+  std::int64_t find(const std::string& given) const {
+    const std::string text = trimmed(given), marker = "label:";
+    if (text.compare(0, marker.size(), marker) == 0) return named(trimmed(text.substr(marker.size())));
+    const std::size_t sign = !text.empty() && (text[0] == '-' || text[0] == '+') ? 1 : 0;
+    if (text.size() == sign || text.find_first_not_of("0123456789", sign) != std::string::npos) return named(text);
+    const std::int64_t index = std::strtoll(text.c_str(), nullptr, 10);  // the largest there is if it is beyond that
+    if (index >= -1 && index < units()) return index;
+    const bool is_name = std::any_of(labels_.begin(), labels_.end(), [&](const auto& one) { return is_named(one, text); });
+    if (!is_name) fail("there is no class " + text + ": give 0 to " + std::to_string(units() - 1));
+    return named(text);
   }
 
   // Explains one picture; target -1 is the predicted class.
@@ -663,18 +658,47 @@ class Explainer {
   }
 
  private:
+  // The class of that name; several are asked about.
+  std::int64_t named(const std::string& wanted) const {
+    std::vector<std::int64_t> exact, found;
+    for (std::size_t i = 0; i < labels_.size(); ++i) {
+      if (trimmed(labels_[i]) == wanted) exact.push_back(static_cast<std::int64_t>(i));
+      if (is_named(labels_[i], wanted)) found.push_back(static_cast<std::int64_t>(i));
+    }
+    if (!exact.empty()) found = exact;
+    if (found.empty()) fail("no class is called '" + wanted + "': give its number");
+    if (found.size() > 1) {
+      fail("'" + wanted + "' is the name of several classes: give one of the numbers " + std::to_string(found[0]) +
+           ", " + std::to_string(found[1]));
+    }
+    return found[0];
+  }
+
+  // How many classes there are, or channels if a layer's are explained.
+  std::int64_t units() const {
+    const std::string name = explains_a_layer() ? "activation" : "logits";
+    const auto at = std::find(outputs_.begin(), outputs_.end(), name) - outputs_.begin();
+    const std::int64_t given =
+        session_.GetOutputTypeInfo(static_cast<std::size_t>(at)).GetTensorTypeAndShapeInfo().GetShape().back();
+    return name == "logits" && given == 1 && labels_.size() == 2 ? 2 : given;
+  }
+
+  static std::string trimmed(const std::string& text) {
+    const std::size_t first = text.find_first_not_of(" \t\r\n"), last = text.find_last_not_of(" \t\r\n");
+    return first == std::string::npos ? "" : text.substr(first, last - first + 1);
+  }
+
   static std::string lower(std::string text) {
     std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
     return text;
   }
 
   static bool is_named(const std::string& label, const std::string& wanted) {
-    const std::string name = lower(label), sought = lower(wanted);
+    const std::string name = lower(trimmed(label)), sought = lower(wanted);
     if (name == sought) return true;
     for (std::size_t start = 0; start <= name.size();) {
       const std::size_t comma = std::min(name.find(',', start), name.size());
-      const std::size_t first = std::min(name.find_first_not_of(' ', start), comma);
-      if (name.substr(first, comma - first) == sought) return true;
+      if (trimmed(name.substr(start, comma - start)) == sought) return true;
       start = comma + 1;
     }
     return false;

@@ -52,6 +52,21 @@ def exported(tmp_path: Path) -> Path:
     return path
 
 
+def test_class_names_from_a_file(run: Run, exported: Path, tmp_path: Path) -> None:
+    """A .pt2 file names no classes; four names for five classes are refused before anything is written."""
+    artifact, names = tmp_path / "tiny.onnx", tmp_path / "names.txt"
+    names.write_text("7\n3\ncat\ndog\n")
+    status, _, errors = run("compile", exported, "-o", artifact, "--labels", names)
+    assert (status, errors.splitlines()[-1]) == (2, "error: 4 labels for 5 classes: give one name per class")
+    assert not artifact.exists()
+    names.write_text("7\n3\ncat\ndog\n10\n")
+    assert run("compile", exported, "-o", artifact, "--labels", names)[0] == 0
+    explainer = sptrace.load(artifact)
+    assert explainer.labels == ("7", "3", "cat", "dog", "10")
+    image = np.zeros((1, 3, 20, 24), np.float32)
+    assert [int(explainer.explain(image, text).target[0]) for text in ("3", "label:3", "10")] == [3, 1, 4]
+
+
 def test_from_network_to_picture(run: Run, exported: Path, tmp_path: Path) -> None:
     artifact, photograph, picture = tmp_path / "tiny.onnx", tmp_path / "photo.png", tmp_path / "why.png"
     status, output, _ = run(

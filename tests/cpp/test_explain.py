@@ -16,8 +16,9 @@ import onnx
 import onnxruntime
 import pytest
 from consumers import folder, onnxruntime_library, require
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from test_targets import LABELS, RULE
 
 import sptrace
 from sptrace.artifact import METADATA_KEY
@@ -64,26 +65,32 @@ def coffee(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mirror(toy: Any, tmp_path: Path) -> Path:
+    """An artifact of three scores; see `mirrored`."""
+    return mirrored(toy, tmp_path / "mirror.onnx", scores=3)
+
+
+def mirrored(toy: Any, path: Path, scores: int) -> Path:
     """An artifact whose overlay is the photograph itself, and whose attribution is its pixels."""
     pixels = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])
     target = helper.make_tensor_value_info("target", TensorProto.INT64, ["N"])
     outputs = [
         helper.make_tensor_value_info("attribution", TensorProto.FLOAT, ["N", 3, "H", "W"]),
-        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3]),
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", scores]),
         helper.make_tensor_value_info("overlay", TensorProto.UINT8, ["N", "H", "W", 3]),
     ]
     nodes = [
         helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["float"], ["attribution"], perm=[0, 3, 1, 2]),
-        helper.make_node("ReduceMean", ["attribution", "space"], ["logits"], keepdims=0),
+        helper.make_node("ReduceMean", ["attribution", "space"], ["means"], keepdims=0),
+        helper.make_node("MatMul", ["means", "columns"], ["logits"]),
         helper.make_node("Identity", ["image"], ["overlay"]),
     ]
     space = helper.make_tensor("space", TensorProto.INT64, [2], [2, 3])
-    graph = helper.make_graph(nodes, "mirror", [pixels, target], outputs, [space])
+    columns = numpy_helper.from_array(np.eye(3, scores, dtype=np.float32), "columns")
+    graph = helper.make_graph(nodes, "mirror", [pixels, target], outputs, [space, columns])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     description = replace(toy.description, input="uint8", overlay=True)
     helper.set_model_props(model, {METADATA_KEY: description.to_json()})
-    path = tmp_path / "mirror.onnx"
     onnx.save(model, path)
     return path
 
@@ -289,6 +296,20 @@ def constant(logits: list[float], description: str) -> onnx.ModelProto:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     helper.set_model_props(model, {METADATA_KEY: description})
     return model
+
+
+@pytest.mark.parametrize(("text", "wanted"), RULE)
+def test_the_rule_for_targets(text: str, wanted: int | str, make_toy: Any, run: Run, tmp_path: Path) -> None:
+    """As in Python: digits are an index, other texts names."""
+    path = tmp_path / "photo.ppm"
+    photograph("RGB").save(path)
+    artifact = mirrored(make_toy(labels=LABELS), tmp_path / "mirror.onnx", scores=len(LABELS))
+    done = run(artifact, path, "--target", text)
+    if isinstance(wanted, int):
+        assert done.returncode == 0, done.stderr
+        assert wanted < 0 or f"({wanted})" in done.stdout.splitlines()[0]
+    else:
+        assert wanted in done.stderr
 
 
 @pytest.mark.parametrize(

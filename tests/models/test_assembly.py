@@ -4,25 +4,28 @@ from torch import Tensor, nn
 
 from sptrace.artifact import Preprocessing
 from sptrace.errors import SptraceError
-from sptrace.models import labels
 from sptrace.models.assembly import assemble
 from sptrace.models.network import Network
 
 
-def assembled(module: nn.Module, size: int = 8) -> Network:
-    return assemble(module, model="net", preprocessing=Preprocessing(size=(size, size)), weights="random")
+def assembled(module: nn.Module, size: int = 8, labels: tuple[str, ...] | None = None) -> Network:
+    preprocessing = Preprocessing(size=(size, size))
+    return assemble(module, model="net", preprocessing=preprocessing, weights="random", labels=labels)
 
 
-def test_a_network_is_frozen_and_named() -> None:
+def test_a_network_is_frozen() -> None:
     network = assembled(nn.Sequential(nn.Dropout(), nn.Flatten(), nn.Linear(3 * 8 * 8, 1000)))
     assert not any(module.training for module in network.module.modules())
     assert not any(parameter.requires_grad for parameter in network.module.parameters())
-    assert network.labels == labels.imagenet()
     assert (network.name, network.weights) == ("net", "random")
 
 
 def test_names_are_not_invented() -> None:
-    assert assembled(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10))).labels is None
+    thousand = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1000))
+    assert assembled(thousand).labels is None
+    names = tuple(map(str, range(1000)))
+    assert assembled(thousand, labels=names).labels == names
+    assert assembled(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10)), labels=names).labels is None
 
 
 def test_a_size_that_the_network_refuses() -> None:

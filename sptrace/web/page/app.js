@@ -1,4 +1,5 @@
 // The page: loads the artifact once, then explains every picture that it is given.
+import { classOf } from "./classes.js";
 import { blended, crop, diverging, pixelsOf, prepared, restored, shares, show } from "./pictures.js";
 
 const element = (id) => document.getElementById(id);
@@ -75,14 +76,9 @@ function offerLabels() {
   const labels = state.about.description.labels ?? [];
   element("labels").append(...labels.map((text, index) => new Option(`${index}`, text)));
   element("search").onchange = (event) => {
-    const wanted = event.target.value.trim().toLowerCase();
-    if (!wanted) return;
-    const named = (text) => [text, ...text.split(",")].some((part) => part.trim().toLowerCase() === wanted);
-    let index = labels.findIndex((text) => text.toLowerCase() === wanted);
-    if (index < 0) index = labels.findIndex(named);
-    if (index < 0) index = labels.findIndex((text) => text.toLowerCase().includes(wanted));
-    if (/^\d+$/.test(wanted)) index = Number(wanted);
-    if (index < 0 || index >= state.about.description.classes) return say(`No class is called “${event.target.value}”.`, true);
+    if (!event.target.value.trim()) return;
+    const { index, error } = classOf(event.target.value, labels, state.about.description.classes);
+    if (error) return say(error, true);
     state.target = index;
     explain();
   };
