@@ -59,12 +59,11 @@ def load(name: str, *, weights: Path | None, size: int | None) -> Network:
         std=file.std or _HALF,
     )
     origin = f"{package} {version(package)}, {file.fingerprint}"
-    own = weights is None
     return assemble(
         module,
         model=name,
         preprocessing=preprocessing,
         weights=origin,
-        labels=labels.imagenet() if own else None,
-        link="softmax" if own else None,
+        labels=labels.imagenet() if weights is None else None,
+        link="softmax" if weights is None else None,
     )

@@ -69,7 +69,7 @@ def load(name: str, *, weights: Path | None, size: int | None) -> Network:
         std=std,
     )
     origin = f"timm {timm.__version__} {name}, {origin}"
-    own = weights is None or is_file_of(settings.url or "", origin)
+    own = weights is None or (isinstance(settings.url, str) and is_file_of(settings.url, origin))
     return assemble(
         module,
         model=model,

@@ -23,6 +23,7 @@ from sptrace.emission import emit, saving
 from sptrace.emission.pictures import take_pictures
 from sptrace.errors import SptraceError
 from sptrace.graph import value
+from sptrace.images import outside
 from sptrace.layout import NO_LAYER, Layout, layout, with_prefix
 from sptrace.links import LINKS, Outputs
 from sptrace.models.labels import of_mapping
@@ -100,7 +101,8 @@ def compile(
 
     Arguments:
         model: in eval mode, on the CPU, float32; takes [N, 3, H, W], gives logits [N, classes]. It is not changed.
-        example: float32 [N, 3, H, W] in `input_range`; fixes H and W, and the program is verified on it. N stays free.
+        example: float32 [N, 3, H, W], all of it in `input_range`; fixes H and W, and the program is verified on it. N
+            stays free.
         program: a name of `sptrace.programs.PROGRAMS`.
         softening: a preset's name, or a `Softening`.
         calibration: pictures like the example, on which a softening with scale="calibration" measures what its
@@ -197,6 +199,7 @@ def compile_network(
     _require_finite(network.module)
     progress("capturing the network")
     capture.check(network.module, example)
+    _require_in_range(example, preprocessing, "the example has")
     asked = dict(settings)  # what the user said, before the network completes it
     captured, how = _captured(network, example, kind, settings)
     outputs = _outputs(captured, network, example, link, keep_link)
@@ -418,6 +421,7 @@ def _calibration(
                 f"the calibration pictures are {list(pictures.shape[1:])}, the example is {list(example.shape[1:])}: "
                 "give both in the same size"
             )
+        _require_in_range(pictures, preprocessing, "the calibration pictures have")
         return pictures.detach().clone()
     if given is not None:
         raise SptraceError(
@@ -425,6 +429,16 @@ def _calibration(
             'use a softening like Softening(tau={"relu": "0.6std"}, scale="calibration")'
         )
     return None
+
+
+def _require_in_range(pictures: Tensor, preprocessing: Preprocessing, what: str) -> None:
+    """Refuse pictures of another scale: gates would be measured and verified at numbers that no picture has."""
+    values = outside(pictures.detach().numpy(), preprocessing.input_range)
+    if values is not None:
+        raise SptraceError(
+            f"{what} {values}: scale pictures so, or give input_range=(low, high), the values of black and white "
+            "in yours"
+        )
 
 
 def _range(input_range: object) -> tuple[float, float]:

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from sptrace.artifact import Preprocessing
 from sptrace.errors import SptraceError
 
+ROUNDING = 1e-3
+"""How far beyond black and white a pixel may be, as a share of the range: what resizing and half precision leave."""
+
 THINNEST = 100
 """How many times as long as wide a photograph may be."""
 
@@ -33,6 +36,20 @@ def checked(image: NDArray[Any], how: Preprocessing, kind: str, batch: int | Non
             f"{len(image)} images where the artifact was loaded for {batch}: load it without batch="
         )
     return checked
+
+
+def outside(image: NDArray[Any], input_range: tuple[float, float]) -> str | None:
+    """Say which values a picture holds, if some of them are none of a picture; None if all are, but for rounding.
+
+    Arguments:
+        image: floating point, finite.
+        input_range: the values of black and white.
+    """
+    (low, high), (smallest, largest) = input_range, (float(image.min()), float(image.max()))
+    margin = ROUNDING * (high - low)
+    if low - margin <= smallest and largest <= high + margin:
+        return None
+    return f"values from {smallest:.4g} to {largest:.4g}, outside of input_range, {low:g} to {high:g}"
 
 
 def require_thick(height: int, width: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 from sptrace import links, targets
 from sptrace.artifact import METADATA_KEY, Description
 from sptrace.binding import BoundExplainer
-from sptrace.errors import SptraceError
-from sptrace.images import checked
+from sptrace.errors import SptraceError, SptraceWarning
+from sptrace.images import checked, outside
 from sptrace.numbers import plain
 from sptrace.programs import program_kind
 from sptrace.targets import PREDICTED
@@ -114,6 +115,7 @@ class Explainer:
         takes_direction: does it explain a direction, in place of a target?
         settings: what `explain` takes beside these, with the dtype of each.
         batch: how many images it takes at a time; None for any number.
+        warned: was it said that an image lies outside of `input_range`? That is said once; set it, and it never is.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Explainer:
         self._session = session
         self.description = description
         self.batch = batch
+        self.warned = False
         self.labels = description.labels
         self.classes = description.classes
         self.input_size = description.preprocessing.size
@@ -168,8 +171,11 @@ class Explainer:
             The attribution, the logits, the classes or channels explained, of an ascent the picture it arrives at, of a
             layer its channels.
 
+        Warns:
+            SptraceWarning: once, `image` lies outside of `input_range`.
+
         Raises:
-            SptraceError: `image` has the wrong type or shape, `target` is not a class of this network,
+            SptraceError: `image` has the wrong type or shape, or holds NaN; `target` is not a class of this network,
                 `direction` is missing or not wanted or has the wrong shape, or the program has no such setting.
         """
         feeds = self.feeds(image, target, direction, settings)
@@ -187,6 +193,8 @@ class Explainer:
         """What the artifact's inputs are given for these arguments of `explain`, by name; errors as there."""
         description = self.description
         image = checked(image, description.preprocessing, description.input, self.batch)
+        if not (self.warned or self.takes_pictures):
+            self._warn_outside(image)
         feeds = {"image": image, **self._feeds(settings)}
         if self.takes_direction:
             feeds["direction"] = self._check_direction(direction, target, len(image))
@@ -197,6 +205,19 @@ class Explainer:
         else:
             feeds["target"] = self._resolve(target, len(image))
         return feeds
+
+    def _warn_outside(self, image: NDArray[Any]) -> None:
+        """Say so if the image is none: far from what the gates were measured at they are as good as hard."""
+        values = outside(image, self.input_range)
+        if values is not None:
+            self.warned = True
+            low, high = self.input_range
+            warnings.warn(
+                f"the image has {values}: scale pictures so that black is {low:g} and white {high:g} "
+                "(sptrace.photo.prepare does); said once",
+                SptraceWarning,
+                stacklevel=4,
+            )
 
     def explanation(
         self, feeds: Mapping[str, NDArray[Any]], answers: Mapping[str, NDArray[Any]]

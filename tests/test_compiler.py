@@ -407,6 +407,33 @@ def test_wrong_networks_and_examples(network: Any, example: Tensor, message: str
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("example", "arguments", "values"),
+    [
+        (1024 * images(2), {}, r"the example has values from -\S+ to \S+, outside of input_range, -1 to 1"),
+        (127.5 * (images(2) + 1), {"mean": MEAN, "std": STD}, r"the example has values from .*, -1 to 1"),
+        (images(2), {"input_range": (0, 1)}, r"the example has values from -\S+ to \S+, .*, 0 to 1"),
+        (torch.cat([images(1), 1.01 * images(1).sign()]), {}, "the example has values from -1.01 to 1.01"),
+        (
+            images(2),
+            {"calibration": 2 * images(3).sign()},
+            "the calibration pictures have values from -2 to 2",
+        ),
+    ],
+)
+def test_pictures_of_another_scale(example: Tensor, arguments: dict[str, Any], values: str) -> None:
+    with pytest.raises(
+        SptraceError, match=rf"^{values}.*: scale pictures so, or give input_range=\(low, high\)"
+    ) as error:
+        sptrace.compile(classifier(), example, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_rounding_is_no_other_scale() -> None:
+    """Interpolated or half-precision pictures leave the range by a thousandth at most."""
+    assert sptrace.compile(classifier(), 1.0015 * images(1).sign()).description.classes == 7
+
+
 def test_an_op_without_a_rule_is_named_with_its_place() -> None:
     class Inner(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 
 from sptrace import photo, runtime
 from sptrace.artifact import METADATA_KEY, Preprocessing
-from sptrace.errors import SptraceError
+from sptrace.errors import SptraceError, SptraceWarning
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_the_explainer_describes_itself(toy: Any, explainer: runtime.Explainer) 
 def test_without_a_target_the_predicted_class_is_explained(
     toy: Any, explainer: runtime.Explainer, images: np.ndarray
 ) -> None:
-    images[0] += 1  # so that the classes differ
+    images[0] = images[0].clip(0)  # so that the classes differ
     predicted = toy.logits(images).argmax(axis=1)
     explanation = explainer.explain(images)
     np.testing.assert_array_equal(explanation.target, predicted)
@@ -119,6 +120,36 @@ def test_what_is_no_class_is_refused(
     with refused(message) as caught:
         explainer.explain(images, target)
     assert "\n" not in str(caught.value)
+
+
+def test_an_image_of_another_scale_is_warned_about_once(toy: Any, images: np.ndarray) -> None:
+    explainer = runtime.load(toy.path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        explainer.explain(images)
+        explainer.explain((images * 1.0015).clip(-1.0015, 1.0015))  # rounding
+    told = r"^the image has values from \S+ to \S+, outside of input_range, -1 to 1: scale pictures"
+    with pytest.warns(SptraceWarning, match=told) as seen:  # noqa: PT031  # the second is to say nothing
+        given = explainer.explain(images * 1024, 4)
+        explainer.explain(images * 1024, 4)
+    assert [warning.filename for warning in seen] == [__file__]
+    np.testing.assert_allclose(given.attribution, toy.attribution(images * 1024, given.target), rtol=1e-4)
+
+
+def test_other_ways_to_explain_warn_too(toy: Any, images: np.ndarray) -> None:
+    for of in (lambda explainer: explainer.attribute, lambda explainer: explainer.bind(3).explain):
+        explainer = runtime.load(toy.path)
+        with pytest.warns(SptraceWarning, match="outside of input_range"):
+            of(explainer)(images + 3)
+        assert explainer.warned
+
+
+def test_whoever_means_it_is_spared(toy: Any, images: np.ndarray) -> None:
+    explainer = runtime.load(toy.path)
+    explainer.warned = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        explainer.explain(images * 7)
 
 
 def test_without_names_only_indices_are_known(make_toy: Callable[..., Any], images: np.ndarray) -> None:

@@ -64,6 +64,8 @@ def of_artifact(path: Path, threads: int | None = None) -> Method:
             f"{path} takes images in {explainer.input_range}: the metrics are defined for [-1, 1]"
         )
 
+    explainer.warned = True  # the metrics add noise to pictures, beyond white and black too
+
     def explain(images: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float32]:
         return np.concatenate(
             [

@@ -368,8 +368,7 @@ def test_artifacts_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         with pytest.raises(SptraceError, match="does not explain classes of prepared images"):
             of_artifact(path)
     path = tmp_path / "range.onnx"
-    sptrace.compile(
-        nn.Sequential(classifier()).eval(), deterministic.images(2, 1, SIDE), input_range=(0, 1)
-    ).save(path)
+    example = (deterministic.images(2, 1, SIDE) + 1) / 2
+    sptrace.compile(nn.Sequential(classifier()).eval(), example, input_range=(0, 1)).save(path)
     with pytest.raises(SptraceError, match=r"\[-1, 1\]"):
         of_artifact(path)

@@ -43,7 +43,7 @@ def built(gate: Callable[[Tensor], Tensor]) -> nn.Module:
 
 
 def attribution(module: nn.Module, pictures: Tensor, softening: Softening) -> Tensor:
-    program = sptrace.compile(module, pictures, softening=softening)
+    program = sptrace.compile(module, pictures, softening=softening, input_range=(-40, 40))
     with torch.no_grad():
         answer: Tensor = program.module(pictures, torch.full((len(pictures),), 1))[0]
     return answer

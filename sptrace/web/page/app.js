@@ -77,7 +77,7 @@ function offerLabels() {
   element("labels").append(...labels.map((text, index) => new Option(`${index}`, text)));
   element("search").onchange = (event) => {
     if (!event.target.value.trim()) return;
-    const { index, error } = classOf(event.target.value, labels, state.about.description.classes);
+    const { index, error } = classOf(event.target.value, labels, labels.length || state.about.description.classes);
     if (error) return say(error, true);
     state.target = index;
     explain();
