@@ -24,9 +24,10 @@ from rich.progress import (
 from sptrace import evaluation, installing, models
 from sptrace.artifact import METADATA_KEY, Description, Preprocessing
 from sptrace.bench.machine import cores
+from sptrace.cli.messages import say
 from sptrace.cli.normalisation import Normalisation
 from sptrace.errors import SptraceError
-from sptrace.files import replacing
+from sptrace.files import new_folders, replacing, require_writable
 from sptrace.onnx_file import outline
 from sptrace.version import __version__
 
@@ -72,7 +73,12 @@ def evaluate(
         Path | None,
         typer.Option(help="A .csv file with columns file and label (index), for the mosaics of focus."),
     ] = None,
-    metrics: Annotated[str, typer.Option(help="Which, with commas between.")] = ",".join(METRICS),
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Which, with commas between.", show_default=f"those that can be had of {', '.join(METRICS)}"
+        ),
+    ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -92,25 +98,27 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure how faithful explanations are: a table with confidence intervals, plots, and every score."""
-    wanted = _metrics(metrics)
+    asked = None if metrics is None else _metrics(metrics)
     artifacts, name = _sorted(subjects)
     if name is None and methods is not None:
         raise SptraceError("--methods compiles programs of a network: name one beside the artifacts")
+    if name is None and asked is not None and "randomisation" in asked:
+        raise SptraceError("randomisation needs a network: name one beside the artifacts, or leave it out")
     normalisation = Normalisation.read(mean, std)
-    if output.exists() and not output.is_dir():
-        raise SptraceError(f"cannot write the report to {output}: it is a file; give a folder")
     try:
-        from sptrace.evaluation import data, report
+        from sptrace.evaluation import available, data, report
         from sptrace.evaluation.predictor import Predictor
         from sptrace.evaluation.run import evaluate as run
         from sptrace.models.libraries import fingerprint
     except ModuleNotFoundError as error:
         raise SptraceError(f"evaluating needs {error.name}: {installing.command('evaluate')}") from error
-    with Console(stderr=True).status("loading") as status:
+    available.require_methods(None if methods is None else _list(methods))
+    with new_folders(output), Console(stderr=True).status("loading") as status:
+        require_writable(output / "report.html")
         network = None if name is None else normalisation.of(models.resolve(name, weights=weights, size=size))
         given = [_of_artifact(path) for path in artifacts]
         pictures = data.read(images, labels, _preprocessing(network, artifacts), count)
-        _require_mosaics(pictures, wanted)
+        wanted, notes = available.metrics(asked or list(METRICS), pictures, asked is not None)
         _begin(
             output,
             [__version__, *map(fingerprint, artifacts), name, weights, mean, std, size, images.name, seed],
@@ -119,6 +127,9 @@ def evaluate(
         _require_names(compared)
         predict = Predictor(_forward(compared), threads=1)
         wanted, left_out = _possible(wanted, predict.link, predict.classes)
+    notes += [*left_out, *filter(None, [available.plots()])]
+    for note in notes:
+        say("note", note, "bold")
     of_pictures = [metric for metric in wanted if metric != "randomisation"]
     with _progress() as show:
         found = run(
@@ -145,7 +156,7 @@ def evaluate(
         found,
         [method.name for method in compared],
         title,
-        [_summary(pictures, predict, images, seed), *left_out, *report.definitions(of_pictures)],
+        [_summary(pictures, predict, images, seed), *notes, *report.definitions(of_pictures)],
         grid,
     )
     table = (
@@ -262,14 +273,6 @@ def _forward(methods: Sequence[Method]) -> Path:
     path = min(artifacts, key=lambda method: method.passes).artifact
     assert path is not None
     return path
-
-
-def _require_mosaics(pictures: Pictures, metrics: Sequence[str]) -> None:
-    """Fail before the work rather than in the middle of it."""
-    from sptrace.evaluation.mosaics import require_pairs
-
-    if "focus" in metrics and pictures.labels is not None:
-        require_pairs(pictures.labels)
 
 
 def _begin(output: Path, identity: Sequence[object]) -> None:

@@ -61,10 +61,7 @@ def require_pairs(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """
     classes, sizes = np.unique(labels, return_counts=True)
     if sizes.max(initial=0) < 2 or len(classes) < 2:
-        raise SptraceError(
-            "mosaics need two classes, and two pictures of one of them: "
-            "give more pictures, or leave focus out (--metrics)"
-        )
+        raise SptraceError("mosaics need two classes, and two pictures of one of them: give more pictures")
     return classes[sizes >= 2]
 
 

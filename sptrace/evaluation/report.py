@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from sptrace.errors import SptraceError
-from sptrace.evaluation import METRICS, RANDOMISATION
+from sptrace.evaluation import METRICS, RANDOMISATION, available
 from sptrace.evaluation.methods import Method
 from sptrace.evaluation.rows import Row
 from sptrace.evaluation.run import MOSAICS
@@ -48,6 +47,8 @@ def write(
         title: of the report.
         notes: what was evaluated, and how; one paragraph each.
         grid: pictures and their explanations.
+
+    Without matplotlib there are no plots.
     """
     scores: Scores = defaultdict(dict)
     for row in rows:
@@ -56,10 +57,11 @@ def write(
     estimates = {key: estimate(np.array(list(found.values()))) for key, found in scores.items()}
     _summary(output / "summary.csv", scores, estimates, metrics, methods)
     pictures = []
-    if metrics:
+    drawn = available.plots() is None
+    if metrics and drawn:
         pictures.append(("metrics.png", "Means and their 95 % intervals"))
         _plot_metrics(output / "metrics.png", estimates, metrics, methods)
-    if any(metric.startswith(RANDOMISATION) for metric, _ in scores):
+    if drawn and any(metric.startswith(RANDOMISATION) for metric, _ in scores):
         pictures.append(
             (
                 "randomisation.png",
@@ -142,10 +144,8 @@ def _summary(
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise SptraceError("plots need matplotlib: pip install matplotlib") from error
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

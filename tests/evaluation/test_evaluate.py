@@ -21,7 +21,7 @@ import sptrace
 from sptrace.artifact import Preprocessing
 from sptrace.cli import main
 from sptrace.errors import SptraceError
-from sptrace.evaluation import METRICS, RANDOMISATION, data, report, rows, run
+from sptrace.evaluation import METRICS, RANDOMISATION, available, data, report, rows, run
 from sptrace.evaluation.methods import Method, of_artifact, of_captum
 from sptrace.evaluation.predictor import Predictor
 from sptrace.evaluation.randomisation import randomisation
@@ -346,7 +346,8 @@ def test_pictures_of_an_array(arrays: Path) -> None:
         (("{artifact}", "--methods", "gradient"), "name one beside the artifacts"),
         (("{artifact}", "--images", "{folder}/nowhere"), "there is no folder"),
         (("{artifact}", "--labels", "{folder}/coffee.png"), "is no list of labels"),
-        (("{artifact}",), "leave focus out"),
+        (("{artifact}", "--metrics", "focus"), "focus cannot be measured: mosaics need two classes"),
+        (("{artifact}", "--metrics", "randomisation"), "randomisation needs a network"),
         (("{exported}", "timm:resnet18"), "evaluate one network at a time"),
         (
             ("{exported}", "--metrics", QUICK, "--methods", "captum:beauty"),
@@ -383,6 +384,48 @@ def test_mistakes_are_one_line(
     assert errors.count("\n") == 1
     assert complaint in errors
     assert not (tmp_path / "report" / "rows.csv").exists()
+
+
+@pytest.mark.parametrize("package", ["quantus", "matplotlib"])
+def test_what_cannot_be_had_is_left_out_with_a_note(
+    sptrace_: Any,
+    artifact: Path,
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+) -> None:
+    monkeypatch.setattr(available, "_missing", lambda name: f"no {name}" if name == package else None)
+    monkeypatch.setattr("sptrace.cli.evaluate.METRICS", ("deletion", "random_logit", "focus"))
+    monkeypatch.setattr("sptrace.evaluation.with_quantus.random_logit", lambda *given: 0.5)
+    folder = tmp_path / "report"
+    status, _, errors = sptrace_("evaluate", artifact, "--images", photographs, "-o", folder)
+    assert status == 0, errors
+    notes = [line for line in errors.splitlines() if line.startswith("note: ")]
+    left_out = {
+        "quantus": "random_logit is left out: no quantus.",
+        "matplotlib": "plots are left out: no matplotlib.",
+    }
+    assert len(notes) == 2
+    assert any(
+        "focus is left out: its mosaics need the pictures' classes, give --labels." in note for note in notes
+    )
+    assert any(left_out[package] in note for note in notes)
+    assert left_out[package] in (folder / "report.md").read_text()
+    assert (folder / "metrics.png").exists() == (package != "matplotlib")
+
+
+def test_what_was_asked_for_and_cannot_be_had_is_refused_before_the_work(
+    sptrace_: Any, artifact: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(available, "_missing", lambda name: f"no {name}")
+    for asked, why in (("random_logit", "no quantus"), ("focus", "give --labels")):
+        arguments = ("--images", photographs, "-o", tmp_path / "report", "--metrics", asked)
+        status, _, errors = sptrace_("evaluate", artifact, *arguments)
+        assert status == 2
+        assert f"{asked} cannot be measured: " in errors
+        assert why in errors
+    assert not (tmp_path / "report").exists()
 
 
 def test_stages_of_a_network_without_layers() -> None:
