@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from sptrace import layers
@@ -31,9 +32,11 @@ from sptrace.graph import (
     value,
     without_data,
 )
+from sptrace.harness import HERE, harnessed, refuse_torchscript, rehearse, unwrapped
 from sptrace.recurrence_shapes import shapes_alone
 from sptrace.regions import inline_regions
 from sptrace.sizes import BATCHES, BatchSize, is_symbolic_size
+from sptrace.unchanged import unchanged
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<text>[^\n]*)')
 
@@ -58,16 +61,29 @@ def capture(module: nn.Module, example: Tensor, layer: str | None = None) -> fx.
     check(module, example)
     # A batch of one would be taken for a constant; two stand for any number.
     batch = torch.cat([example.detach()] * 2)[:2].contiguous()
-    with shapes_alone():
-        with layers.reading(module, layer) as read:
-            exported = _export(module, batch)
-        if read is not None:
-            read.require()
-        inline_regions(exported.graph_module)
-        captured = _import_graph(exported, layer)
+    with shapes_alone(), harnessed(module, example) as network:
+        try:
+            captured = _trace(network, batch, layer)
+        except UnsupportedError as error:
+            # Where a network makes its grids and masks in its first call, the second may be simpler.
+            with unchanged(network):
+                rehearse(network, example)
+                try:
+                    captured = _trace(network, batch, layer)
+                except UnsupportedError:
+                    raise error from error.__cause__
     if layer is not None:
         _check_layer(captured, layer)
     return captured
+
+
+def _trace(module: nn.Module, batch: Tensor, layer: str | None) -> fx.GraphModule:
+    with unchanged(module), layers.reading(module, layer) as read:
+        exported = _export(module, batch)
+    if read is not None:
+        read.require()
+    inline_regions(exported.graph_module)
+    return _import_graph(exported, layer)
 
 
 def _export(module: nn.Module, batch: Tensor) -> ExportedProgram:
@@ -101,6 +117,8 @@ def check(module: nn.Module, example: Tensor) -> None:
     """Refuse what cannot be compiled before any time is spent on it."""
     if not isinstance(module, nn.Module):
         raise SptraceError(f"the network must be a torch.nn.Module, not {type(module).__name__}")
+    module = unwrapped(module)
+    refuse_torchscript(module)
     _check_mode(module)
     _check_tensors(module)
     check_picture(example, "the example")
@@ -124,6 +142,10 @@ def _check_mode(module: nn.Module) -> None:
 
 def _check_tensors(module: nn.Module) -> None:
     for name, data in [*module.named_parameters(), *module.named_buffers()]:
+        if isinstance(data, UninitializedTensorMixin):
+            raise SptraceError(
+                f"the network's {name!r} has no numbers yet: run the network once on a picture"
+            )
         if (data.is_floating_point() or data.is_complex()) and data.dtype != torch.float32:
             raise SptraceError(f"the network's {name!r} is {data.dtype}: call .float() on the network")
         if data.device.type != "cpu":
@@ -154,7 +176,7 @@ def _why_export_failed(error: Exception) -> str:
     text = str(error)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     if "data-dependent" in text or "Could not guard" in text:
-        where = _FRAME.findall(text)
+        where = _frames(text)
         place_ = f" at {where[-1][0]}:{where[-1][1]}" if where else ""
         return (
             f"the network branches on the values of a tensor{place_}, which no fixed graph can do: "
@@ -283,36 +305,29 @@ def _data(exported: ExportedProgram, name: str) -> Tensor:
 
 
 def _logits(answer: Any) -> fx.Node:
-    """The node of the logits in what the network answers."""
-    results = _nodes(answer)
-    if len(results) > 1:
-        # Of several results the one called logits, in an object or a mapping.
-        named = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
-        results = [named] if isinstance(named, fx.Node) else results
-    if len(results) != 1:
-        raise UnsupportedError(
-            f"the network returns {len(results)} tensors: wrap it so that it returns the logits alone"
-        )
-    logits = results[0].meta["val"]
+    """The node of the logits."""
+    assert isinstance(answer, fx.Node), "the harness sees to it"
+    logits = answer.meta["val"]
     if logits.ndim not in (1, 2) or isinstance(logits.shape[0], int) or not logits.dtype.is_floating_point:
         sizes = ", ".join(str(size) if isinstance(size, int) else "N" for size in logits.shape)
         raise UnsupportedError(
             f"the network returns [{sizes}] {logits.dtype}, not one row of logits a picture [N, classes]: "
             "wrap it so that it does"
         )
-    return results[0]
-
-
-def _nodes(answer: Any) -> list[fx.Node]:
-    return [leaf for leaf in tree_leaves(answer) if isinstance(leaf, fx.Node)]
+    return answer
 
 
 def _meta(node: fx.Node) -> dict[str, Any]:
     stack = list(node.meta.get("nn_module_stack", {}).values())
     meta: dict[str, Any] = {"path": stack[-1][0] if stack else "", "adjoint": False}
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    frames = _frames(node.meta.get("stack_trace") or "")
     own = [frame for frame in frames if "/torch/nn/" not in frame[0]] or frames
     if own:
         file, line, text = own[-1]
         meta["source"] = f"{file}:{line}: {text.strip()}"
     return meta
+
+
+def _frames(trace: str) -> list[tuple[str, str, str]]:
+    """File, line and text of the network's own calls in a stack trace."""
+    return [frame for frame in _FRAME.findall(trace) if not frame[0].startswith(HERE)]

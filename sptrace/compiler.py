@@ -23,6 +23,7 @@ from sptrace.emission import emit, saving
 from sptrace.emission.pictures import take_pictures
 from sptrace.errors import SptraceError
 from sptrace.graph import value
+from sptrace.harness import harnessed, reason, unwrapped
 from sptrace.images import outside
 from sptrace.layout import NO_LAYER, Layout, layout, with_prefix
 from sptrace.links import LINKS, Outputs
@@ -140,6 +141,7 @@ def compile(
         VerificationError: the program disagrees with its references.
     """
     capture.check(model, example)
+    model = unwrapped(model)
     if example.shape[1] != 3:
         raise SptraceError(f"the example must have 3 channels, [N, 3, H, W], not {list(example.shape)}")
     network = Network(
@@ -170,7 +172,6 @@ def compile(
     )
 
 
-@torch.inference_mode(False)
 def compile_network(
     network: Network,
     example: Tensor,
@@ -187,6 +188,45 @@ def compile_network(
     progress: Progress = lambda stage: None,
 ) -> Program:
     """Compile a network whose preprocessing is known; arguments and errors as in `compile`."""
+    settings = (
+        program,
+        softening,
+        calibration,
+        options,
+        link,
+        keep_link,
+        precision,
+        input,
+        overlay,
+        progress,
+    )
+    try:
+        with torch.inference_mode(False):
+            capture.check(network.module, example)
+            with harnessed(network.module, example) as module:
+                return _compile_network(replace(network, module=module), example, *settings)
+    except SptraceError:
+        raise
+    except Exception as error:  # the network's own errors have become one line where it is run
+        raise SptraceError(
+            f"please report the network, this is an error of sptrace: {reason(error)}"
+        ) from error
+
+
+def _compile_network(
+    network: Network,
+    example: Tensor,
+    program: str,
+    softening: Softening,
+    calibration: Tensor | None,
+    options: Mapping[str, Any],
+    link: str | None,
+    keep_link: bool,
+    precision: str,
+    input: str,
+    overlay: bool,
+    progress: Progress,
+) -> Program:
     example = example.detach().clone()  # no history, and no tensor of the caller's inference mode
     kind = program_kind(program)
     softening, settings = kind.softening(softening), kind.settings(options)
@@ -198,7 +238,6 @@ def compile_network(
     pictures = _calibration(calibration, example, preprocessing, softening)
     _require_finite(network.module)
     progress("capturing the network")
-    capture.check(network.module, example)
     _require_in_range(example, preprocessing, "the example has")
     asked = dict(settings)  # what the user said, before the network completes it
     captured, how = _captured(network, example, kind, settings)
@@ -289,10 +328,12 @@ def program_of(network: Network, example: Tensor, name: str, softening: Softenin
     kind = program_kind(name)
     softening, settings = kind.softening(softening), kind.settings({})
     pictures = _calibration(None, example, network.preprocessing, softening)
-    captured, how = _captured(network, example, kind, settings)
-    outputs = _outputs(captured, network, example)
-    assembled = _assembled(captured, network, outputs, kind, softening, settings, pictures, how)
-    return compose(name, assembled, settings)
+    with harnessed(network.module, example) as module:
+        network = replace(network, module=module)
+        captured, how = _captured(network, example, kind, settings)
+        outputs = _outputs(captured, network, example)
+        assembled = _assembled(captured, network, outputs, kind, softening, settings, pictures, how)
+        return compose(name, assembled, settings)
 
 
 def _captured(

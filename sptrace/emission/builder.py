@@ -23,6 +23,7 @@ DTYPES = {
     torch.float32: ir.DataType.FLOAT,
     torch.float16: ir.DataType.FLOAT16,
     torch.int64: ir.DataType.INT64,
+    torch.int32: ir.DataType.INT32,
     torch.bool: ir.DataType.BOOL,
 }
 

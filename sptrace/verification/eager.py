@@ -15,7 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 
+from sptrace.answers import logits_of
 from sptrace.links import LOGITS, Outputs
 from sptrace.verification.eager_layout import Seen, look
 from sptrace.verification.eager_link import WatchedEnd
@@ -105,7 +107,7 @@ def reference(
         UnsupportedError: a softened gate is called in a form that has no rule here.
 
     """
-    with torch.enable_grad(), _frozen(module):
+    with torch.enable_grad(), _frozen(module), allow_mutation_on_saved_tensors():
         leaf, logits, kept = _run(
             module, image, layer, rules, scales, mean, std, input_range, outputs, jitter, seed
         )
@@ -134,7 +136,7 @@ def at_layer(
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return a layer's output, and the target logit pulled back to it, as maps; arguments as of `reference`."""
-    with torch.enable_grad(), _frozen(module):
+    with torch.enable_grad(), _frozen(module), allow_mutation_on_saved_tensors():
         _, logits, kept = _run(
             module, image, layer, rules, scales, mean, std, input_range, outputs, jitter, seed
         )
@@ -216,7 +218,7 @@ def _run(
     finally:
         if hook is not None:
             hook.remove()
-    logits = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", output)
+    logits = logits_of(output)
     if outputs.taken_off is not None:
         logits = end.before(logits, outputs.taken_off, len(image))
     if logits.ndim < 2:  # one output a picture; and squeeze() takes away a batch of one

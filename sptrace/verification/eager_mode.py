@@ -24,7 +24,9 @@ class _Softened(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, value: Callable[[], Tensor], pullback: Pullback) -> Tensor:
         ctx.pullback = pullback
-        return value()
+        result = value()
+        # A view made here could not be written to by what follows.
+        return result.clone() if result._is_view() else result
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:

@@ -1,0 +1,256 @@
+"""A network stays what it was, whatever runs it: what `forward` leaves behind is taken away again.
+
+Networks keep grids, masks and anchors from one call to the next: in attributes, in class attributes, in dictionaries,
+in globals, behind `lru_cache`. Under torch.export those are tensors without data, and would be left in the network.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+# What lies in these packages keeps nothing for one network.
+_FOREIGN = frozenset(
+    {*sys.stdlib_module_names, "torch", "numpy", "onnx", "onnxruntime", "onnx_ir", "sptrace"}
+)
+_ATOMS = (str, bytes, int, float, complex, bool, type(None), range, torch.dtype, torch.device, torch.Size)
+_LARGEST = 200_000
+"""How many objects are looked at: a network is thousands; whatever refers to more is no network."""
+
+_LruCache = type(functools.lru_cache(lambda: None))
+_MISSING = object()
+
+
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[Snapshot]:
+    """Whatever happens to the network within this context is undone when it ends.
+
+    That covers what the network and its code can reach: attributes of modules, their classes and other objects;
+    dictionaries, lists and sets; numbers in buffers; globals and closures that its functions name; `lru_cache`s that
+    hold tensors without data; hooks, modes, gradients, and the state of PyTorch's random numbers. Numbers of parameters
+    are not kept: that would take their memory twice.
+    """
+    snapshot = Snapshot(network)
+    random = torch.get_rng_state()
+    try:
+        yield snapshot
+    finally:
+        torch.set_rng_state(random)
+        snapshot.restore()
+
+
+class Snapshot:
+    """What a network and its code can reach, as it is now.
+
+    Attributes:
+        applies: where it keeps methods `apply` of autograd.Functions: dictionary and key.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.applies: list[tuple[dict[Any, Any], Any]] = []
+        self._undo: list[Callable[[], None]] = []
+        self._seen: dict[int, object] = {}  # also keeps them alive, so that no number is used twice
+        self._todo: deque[object] = deque([network])
+        while self._todo and len(self._seen) < _LARGEST:
+            found = self._todo.popleft()
+            if not isinstance(found, _ATOMS) and id(found) not in self._seen:
+                self._seen[id(found)] = found
+                self._keep(found)
+
+    def restore(self) -> None:
+        """Put everything back to where it was."""
+        for undo in self._undo:
+            undo()
+
+    def _keep(self, found: object) -> None:
+        """Remember a thing that can change, and look at what it refers to."""
+        if isinstance(found, Tensor):
+            self._keep_tensor(found)
+        elif isinstance(found, dict):
+            self._keep_dict(found)
+        elif isinstance(found, list | set | deque):
+            self._keep_collection(found)
+        elif isinstance(found, tuple | frozenset):
+            self._todo.extend(found)
+        elif isinstance(found, type):
+            self._keep_class(found)
+        elif isinstance(found, FunctionType):
+            self._keep_function(found)
+        elif isinstance(found, CellType):
+            self._keep_cell(found)
+        elif isinstance(found, _LruCache):
+            self._keep_cache(found)
+        elif isinstance(found, MethodType | functools.partial | property | classmethod | staticmethod):
+            self._todo.extend(gc.get_referents(found))
+        elif not isinstance(found, ModuleType | BuiltinFunctionType):
+            self._keep_object(found)
+
+    def _keep_tensor(self, tensor: Tensor) -> None:
+        if isinstance(tensor, FakeTensor) or tensor.is_inference() or tensor.is_meta:
+            return
+        wanted, gradient = tensor.requires_grad, tensor.grad if tensor.is_leaf else None
+        numbers = None if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+
+        def undo() -> None:
+            # Not all kernels that write count versions, batch norm for one.
+            if numbers is not None and not torch.equal(tensor.detach(), numbers):
+                with torch.no_grad():
+                    tensor.detach().copy_(numbers)
+            if tensor.is_leaf:
+                if tensor.requires_grad != wanted:
+                    tensor.requires_grad_(wanted)
+                if tensor.grad is not gradient:
+                    tensor.grad = gradient
+
+        self._undo.append(undo)
+
+    def _keep_dict(self, found: dict[Any, Any]) -> None:
+        items = dict(found)
+        self.applies.extend((found, key) for key, item in items.items() if _is_apply(item))
+
+        def undo() -> None:
+            if not _same(found, items):
+                found.clear()
+                found.update(items)
+
+        self._undo.append(undo)
+        self._todo.extend(items.values())
+
+    def _keep_collection(self, found: list[Any] | set[Any] | deque[Any]) -> None:
+        items = list(found)
+
+        def undo() -> None:
+            if len(found) != len(items) or any(a is not b for a, b in zip(found, items, strict=True)):
+                found.clear()
+                (found.update if isinstance(found, set) else found.extend)(items)
+
+        self._undo.append(undo)
+        self._todo.extend(items)
+
+    def _keep_class(self, found: type) -> None:
+        self._todo.extend(found.__bases__)
+        if _is_foreign(found.__module__):
+            return
+        items = dict(vars(found))
+
+        def undo() -> None:
+            for name in items.keys() | vars(found).keys():
+                if name.startswith("__") or vars(found).get(name, _MISSING) is items.get(name, _MISSING):
+                    continue
+                if name in items:
+                    setattr(found, name, items[name])
+                else:
+                    delattr(found, name)
+
+        self._undo.append(undo)
+        self._todo.extend(items.values())
+
+    def _keep_function(self, found: FunctionType) -> None:
+        self._todo.extend(found.__closure__ or ())
+        if _is_foreign(found.__module__):
+            return
+        self._todo.extend([found.__defaults__, found.__kwdefaults__, vars(found)])
+        names = _names(found.__code__)
+        for name in names:
+            self._keep_name(found.__globals__, name)
+            owner = found.__globals__.get(name)
+            if isinstance(owner, ModuleType) and not _is_foreign(owner.__name__):
+                for inner in names & vars(owner).keys():
+                    self._keep_name(vars(owner), inner)
+
+    def _keep_name(self, namespace: dict[str, Any], name: str) -> None:
+        item = namespace.get(name, _MISSING)
+        if _is_apply(item):
+            self.applies.append((namespace, name))
+
+        def undo() -> None:
+            if item is _MISSING:
+                namespace.pop(name, None)
+            elif namespace.get(name, _MISSING) is not item:
+                namespace[name] = item
+
+        if _is_apply(item) or not isinstance(item, ModuleType | FunctionType | type | BuiltinFunctionType):
+            self._undo.append(undo)
+        self._todo.append(item)
+
+    def _keep_cell(self, found: CellType) -> None:
+        try:
+            item = found.cell_contents
+        except ValueError:  # still empty
+            return
+
+        def undo() -> None:
+            if found.cell_contents is not item:
+                found.cell_contents = item
+
+        self._undo.append(undo)
+        self._todo.append(item)
+
+    def _keep_cache(self, found: Any) -> None:
+        def undo() -> None:
+            if _holds_fake(gc.get_referents(found)):
+                found.cache_clear()
+
+        self._undo.append(undo)
+        self._todo.append(found.__wrapped__)
+
+    def _keep_object(self, found: object) -> None:
+        self._todo.append(type(found))
+        if isinstance(found, nn.Module) or not _is_foreign(type(found).__module__):
+            self._todo.append(getattr(found, "__dict__", None))
+            for kind in type(found).__mro__:
+                slots = vars(kind).get("__slots__", ())
+                for name in (slots,) if isinstance(slots, str) else slots:
+                    self._keep_slot(found, name)
+
+    def _keep_slot(self, found: object, name: str) -> None:
+        item = getattr(found, name, _MISSING)
+
+        def undo() -> None:
+            if getattr(found, name, _MISSING) is not item:
+                setattr(found, name, item)
+
+        if item is not _MISSING:
+            self._undo.append(undo)
+            self._todo.append(item)
+
+
+def _same(found: dict[Any, Any], items: dict[Any, Any]) -> bool:
+    return len(found) == len(items) and all(found.get(key, _MISSING) is item for key, item in items.items())
+
+
+def _is_foreign(module: object) -> bool:
+    return isinstance(module, str) and module != "__main__" and module.partition(".")[0] in _FOREIGN
+
+
+def _names(code: CodeType) -> set[str]:
+    """All names of globals and attributes that a function's code reads or writes."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*(_names(one) for one in inner))
+
+
+def _holds_fake(found: object) -> bool:
+    if isinstance(found, dict):
+        return _holds_fake(list(found.values()))
+    if isinstance(found, list | tuple | set):
+        return any(_holds_fake(item) for item in found)
+    return isinstance(found, FakeTensor) or _is_symbolic(found)
+
+
+def _is_symbolic(found: object) -> bool:
+    return isinstance(found, torch.SymInt | torch.SymFloat | torch.SymBool)
+
+
+def _is_apply(found: object) -> bool:
+    owner = getattr(found, "__self__", None) if isinstance(found, BuiltinFunctionType) else None
+    return isinstance(owner, type) and issubclass(owner, torch.autograd.Function)

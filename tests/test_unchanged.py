@@ -1,0 +1,210 @@
+"""After a compile, whether it succeeds or fails, the network answers as before and has kept nothing of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from small_networks import classifier, images
+from torch import Tensor, nn
+
+import sptrace
+from sptrace.unchanged import unchanged
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GLOBAL: dict[str, Tensor] = {}
+late: Tensor
+
+
+class Cached(nn.Module):
+    """Multiplies the image by a grid that it keeps from its first call on."""
+
+    of_class: Tensor | None = None
+    grids: dict[int, Tensor] = {}  # noqa: RUF012  # that is the mistake
+
+    def __init__(self, grid: Callable[[Any, int], Tensor], branches: bool = False) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.own: dict[int, Tensor] = {}
+        self.register_buffer("stale", torch.zeros(1))
+        self.grid = grid
+        self.branches = branches
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = image * self.grid(self, image.shape[-1])
+        if self.branches and image.sum() > 0:
+            image = image + 1
+        return self.inner(image)
+
+    @functools.lru_cache  # noqa: B019  # that is the mistake
+    def remembered(self, width: int) -> Tensor:
+        return _made(width)
+
+    @functools.cached_property
+    def property(self) -> Tensor:
+        return _made(16)
+
+
+def _made(width: int) -> Tensor:
+    return torch.linspace(0, 1, width)
+
+
+def _in_class(self: Cached, width: int) -> Tensor:
+    if Cached.of_class is None:
+        Cached.of_class = _made(width)
+    return Cached.of_class
+
+
+def _in_attribute(self: Any, width: int) -> Tensor:
+    if not hasattr(self, "kept"):
+        self.kept = _made(width)
+    kept: Tensor = self.kept
+    return kept
+
+
+def _in_new_buffer(self: Any, width: int) -> Tensor:
+    if not hasattr(self, "added"):
+        self.register_buffer("added", _made(width), persistent=False)
+    added: Tensor = self.added
+    return added
+
+
+def _in_old_buffer(self: Any, width: int) -> Tensor:
+    if self.stale.shape[0] != width:
+        self.stale = _made(width)
+    stale: Tensor = self.stale
+    return stale
+
+
+def _in_late_global(self: Cached, width: int) -> Tensor:
+    global late
+    try:
+        return late
+    except NameError:
+        late = _made(width)
+        return late
+
+
+def _in_closure() -> Callable[[Cached, int], Tensor]:
+    kept: list[Tensor] = []
+
+    def grid(self: Cached, width: int) -> Tensor:
+        if not kept:
+            kept.append(_made(width))
+        return kept[0]
+
+    return grid
+
+
+def _in_cell() -> Callable[[Cached, int], Tensor]:
+    kept = None
+
+    def grid(self: Cached, width: int) -> Tensor:
+        nonlocal kept
+        if kept is None:
+            kept = _made(width)
+        return kept
+
+    return grid
+
+
+def _in_default(self: Cached, width: int, kept: dict[int, Tensor] = {}) -> Tensor:  # noqa: B006
+    return kept.setdefault(width, _made(width))
+
+
+@functools.lru_cache(maxsize=2)
+def _remembered(width: int) -> Tensor:
+    return _made(width)
+
+
+PLACES: dict[str, Callable[[Any, int], Tensor]] = {
+    "class attribute": _in_class,
+    "attribute": _in_attribute,
+    "new buffer": _in_new_buffer,
+    "buffer replaced": _in_old_buffer,
+    "dict of the object": lambda self, width: self.own.setdefault(width, _made(width)),
+    "dict of the class": lambda self, width: self.grids.setdefault(width, _made(width)),
+    "global": lambda self, width: GLOBAL.setdefault("grid", _made(width)),
+    "global that was not there": _in_late_global,
+    "closure": _in_closure(),
+    "cell": _in_cell(),
+    "default argument": _in_default,
+    "lru_cache": lambda self, width: _remembered(width),
+    "lru_cache of a method": lambda self, width: self.remembered(width),
+    "cached_property": lambda self, width: self.property,
+}
+
+
+@pytest.mark.parametrize("branches", [False, True], ids=["succeeds", "fails"])
+@pytest.mark.parametrize("place", PLACES)
+def test_what_forward_keeps(place: str, branches: bool) -> None:
+    network = Cached(PLACES[place], branches).eval()
+    before = set(vars(network)), set(network.state_dict()), set(vars(Cached))
+    if branches:
+        with pytest.raises(sptrace.UnsupportedError, match="branches on the values"):
+            sptrace.compile(network, images(1), program="gradient")
+    else:
+        sptrace.compile(network, images(1), program="gradient")
+    assert (set(vars(network)), set(network.state_dict()), set(vars(Cached))) == before
+    assert not network.own
+    assert not network.grids
+    assert "late" not in globals()
+    with torch.no_grad():
+        image = images(2) * _made(16)
+        wanted = network.inner(image + 1 if branches and image.sum() > 0 else image)
+        given = network(images(2))
+    assert type(given) is Tensor
+    assert torch.equal(given, wanted)
+    # And leave nothing for the next of these tests.
+    Cached.of_class = None
+    Cached.grids.clear()
+    GLOBAL.clear()
+    globals().pop("late", None)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_modes_gradients_hooks_and_random_numbers(fails: bool) -> None:
+    network = classifier().requires_grad_(True)
+    network.get_submodule("head.1").requires_grad_(False)
+    with torch.enable_grad():
+        network(images(1)).sum().backward()
+    calls: list[int] = []
+    network.register_forward_hook(lambda *_: calls.append(1))
+    network.get_submodule("block.0").register_full_backward_hook(lambda *_: calls.append(2))
+    parameters = dict(network.named_parameters())
+    before = {name: (data.clone(), data.grad, data.requires_grad) for name, data in parameters.items()}
+    kind, attributes = type(network), set(vars(network))
+    torch.manual_seed(3)
+    wanted = torch.rand(1)
+    torch.manual_seed(3)
+    options: dict[str, Any] = {"labels": ["one"]} if fails else {}
+    refused = pytest.raises(sptrace.SptraceError) if fails else nullcontext()
+    with pytest.warns(sptrace.SptraceWarning), refused:
+        sptrace.compile(network, images(1), program="gradient", **options)
+    assert torch.equal(torch.rand(1), wanted)
+    assert type(network) is kind
+    assert set(vars(network)) == attributes
+    for name, data in network.named_parameters():
+        numbers, gradient, wants = before[name]
+        assert data is parameters[name]
+        assert torch.equal(data, numbers)
+        assert data.grad is gradient
+        assert data.requires_grad == wants
+    calls.clear()
+    with torch.enable_grad():
+        network(images(1).requires_grad_()).sum().backward()
+    assert calls == [1, 2]
+
+
+def test_numbers_of_buffers() -> None:
+    network = nn.BatchNorm2d(3)
+    numbers = {name: data.clone() for name, data in network.state_dict().items()}
+    with unchanged(network):
+        network(images(2))
+        assert not torch.equal(network.running_mean, numbers["running_mean"])
+    assert all(torch.equal(data, numbers[name]) for name, data in network.state_dict().items())
