@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sptrace.answers import logits_of
 from sptrace.artifact import Preprocessing
-from sptrace.errors import SptraceError
+from sptrace.errors import SptraceError, UnsupportedError
 from sptrace.models.libraries import first_line, quiet
 from sptrace.models.network import Network
 
@@ -57,7 +59,11 @@ def assemble(
     """
     module.eval().requires_grad_(False)
     with at_size(model, preprocessing.size), torch.no_grad():
-        output = module(torch.zeros(1, 3, *preprocessing.size))
+        answer = module(torch.zeros(1, 3, *preprocessing.size))
+    try:
+        output: Any = logits_of(answer)
+    except UnsupportedError:  # of several tensors none is the logits
+        output = answer
     if isinstance(output, Tensor) and output.numel() == 1:
         output = output.reshape(1, 1)  # one output a picture may come as [N]
     if not isinstance(output, Tensor) or output.ndim != 2:

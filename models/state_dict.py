@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import posixpath
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -22,8 +23,33 @@ from sptrace.models.libraries import fingerprint, first_line, quiet
 Triple = tuple[float, float, float]
 Tensors = OrderedDict[str, Tensor]
 
-# Where training scripts put the state dict (torchvision's: "model", timm's and Lightning's: "state_dict").
-_NESTED_UNDER = ("state_dict", "model")
+# Where training scripts put the state dict (torchvision's: "model", timm's and Lightning's: "state_dict"). Averaged
+# weights stand behind those that were trained, where a file has both.
+_NESTED_UNDER = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "network",
+    "weights",
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+    "module",
+)
+# Under which names programs for training, Lightning's for one, hold the network itself.
+_OWNERS = ("model.", "backbone.", "net.", "network.", "encoder.", "module.")
+# What hyper-parameters beside the weights are made of, and the plain thing that each is read as.
+_BAGS = {
+    "lightning_fabric.utilities.data.AttributeDict": dict,
+    "lightning.fabric.utilities.data.AttributeDict": dict,
+    "pytorch_lightning.utilities.parsing.AttributeDict": dict,
+    "lightning.pytorch.utilities.parsing.AttributeDict": dict,
+    "pathlib.PosixPath": posixpath.join,
+    "pathlib._local.PosixPath": posixpath.join,
+}
 # What DataParallel and torch.compile put before every name.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 # How many names an error message gives before it only counts.
@@ -51,7 +77,8 @@ def read(path: Path) -> WeightsFile:
 
     Arguments:
         path: a .safetensors file, whose metadata may give `mean` and `std` (three numbers each); or a file
-            written by `torch.save`, of the state dict or of a dict that has it under "state_dict" or "model".
+            written by `torch.save`, of the state dict or of a dict that has it under a usual name, "state_dict",
+            "model", "net" or "ema" for instance.
 
     Raises:
         SptraceError: no such file; it cannot be read; it contains code; it holds no state dict.
@@ -87,20 +114,49 @@ def fit(
         SptraceError: tensors are missing, left over or of other shapes.
     """
     module = build(None)
-    tensors = adapt(file.tensors, module)
+    own = _of_network(file.tensors, module)
+    tensors = adapt(own, module)
     classes = _other_classes(module, tensors)
     mismatch = _load(module, tensors)
     if mismatch and classes is not None:
         resized = build(classes)
-        if not _load(resized, adapt(file.tensors, resized)):
+        if not _load(resized, adapt(own, resized)):
             return resized
     if mismatch:
+        _refuse_other_channels(module, tensors, file)
         name = file.fingerprint.rsplit(maxsplit=1)[0]
         raise SptraceError(
             f"{name} does not fit {model}: {mismatch}; name the architecture (and --size) that was trained, "
             "or export the network itself with torch.export.save and give the .pt2 file"
         )
     return module
+
+
+def _of_network(tensors: Tensors, module: nn.Module) -> Tensors:
+    """Those of the network itself, where a file has them under the name that a program for training gave it."""
+    expected = module.state_dict().keys()
+    if expected & tensors.keys():
+        return tensors
+    for prefix in (*_OWNERS, *(outer + inner for outer in _OWNERS for inner in _OWNERS)):
+        inner = OrderedDict(
+            (key.removeprefix(prefix), value) for key, value in tensors.items() if key.startswith(prefix)
+        )
+        if 2 * len(expected & inner.keys()) >= len(expected):
+            return inner
+    return tensors
+
+
+def _refuse_other_channels(module: nn.Module, tensors: Tensors, file: WeightsFile) -> None:
+    """Say so if the network was trained on pictures of another number of channels than three."""
+    expected = module.state_dict()
+    for key, value in tensors.items():
+        ours = expected[key].shape if key in expected else ()
+        differs = len(ours) == 4 == value.ndim and ours[1] == 3 != value.shape[1]
+        if differs and ours[:1] + ours[2:] == value.shape[:1] + value.shape[2:]:
+            raise SptraceError(
+                f"{file.fingerprint.rsplit(maxsplit=1)[0]} was trained on pictures of {value.shape[1]} channels "
+                f"({key} is {list(value.shape)}): sptrace explains networks for red, green and blue"
+            )
 
 
 def _read_safetensors(path: Path) -> tuple[Tensors, Mapping[str, str]]:
@@ -117,10 +173,11 @@ def _unpickle(path: Path) -> object:
     """Read the plain data and tensors that `torch.save` wrote.
 
     argparse.Namespace, a bag of attributes, is let through: the training scripts of timm and torchvision save
-    their options with the weights.
+    their options with the weights. Other bags become dicts (`_BAGS`).
     """
+    harmless: list[Any] = [argparse.Namespace, *((plain, name) for name, plain in _BAGS.items())]
     try:
-        with quiet(), torch.serialization.safe_globals([argparse.Namespace]):
+        with quiet(), torch.serialization.safe_globals(harmless):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = re.search(r"GLOBAL (\S+)", str(error))
@@ -144,6 +201,7 @@ def _unreadable(path: Path, reason: str) -> SptraceError:
 
 
 def _state_dict(path: Path, content: object) -> Tensors:
+    whole = content
     while isinstance(content, dict):
         if content and all(isinstance(value, Tensor) for value in content.values()):
             # What Module.state_dict() gives also carries the version of every submodule, for loading.
@@ -152,9 +210,9 @@ def _state_dict(path: Path, content: object) -> Tensors:
         if not nested:
             break
         content = nested[0]
-    keys = f" of {_few(map(str, content))}" if isinstance(content, dict) and content else ""
+    keys = f" of {_few(map(str, whole))}" if isinstance(whole, dict) and whole else ""
     raise SptraceError(
-        f"{path} holds no state dict but a {type(content).__name__}{keys}: "
+        f"{path} holds no state dict but a {type(whole).__name__}{keys}: "
         "save the weights with torch.save(model.state_dict(), FILE)"
     )
 

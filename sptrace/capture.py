@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.nn.parameter import UninitializedTensorMixin
-from torch.utils._pytree import tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from sptrace import layers
 from sptrace.constants import constant
@@ -227,9 +227,10 @@ def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModul
                 new.meta = _meta(node) | {"values": (parameter(module, new).to("meta"),) * len(BATCHES)}
                 constants[spec.target] = new
         elif node.op == "output":
-            answer: Any = tree_unflatten(list(node.args[0]), exported.call_spec.out_spec)
-            logits = _as_rows(module, copied[_logits(answer if layer is None else answer[0])])
-            graph.output(logits if layer is None else (logits, copied[answer[1]]))
+            answer, *kept = node.args[0]
+            _check_logits(answer)
+            logits = _as_rows(module, copied[answer])
+            graph.output(logits if layer is None else (logits, copied[kept[0]]))
             continue
         else:
             new = graph.node_copy(node, lambda argument: copied[argument])
@@ -304,9 +305,8 @@ def _data(exported: ExportedProgram, name: str) -> Tensor:
     return data
 
 
-def _logits(answer: Any) -> fx.Node:
-    """The node of the logits."""
-    assert isinstance(answer, fx.Node), "the harness sees to it"
+def _check_logits(answer: fx.Node) -> None:
+    """Refuse what is no row of logits a picture."""
     logits = answer.meta["val"]
     if logits.ndim not in (1, 2) or isinstance(logits.shape[0], int) or not logits.dtype.is_floating_point:
         sizes = ", ".join(str(size) if isinstance(size, int) else "N" for size in logits.shape)
@@ -314,7 +314,6 @@ def _logits(answer: Any) -> fx.Node:
             f"the network returns [{sizes}] {logits.dtype}, not one row of logits a picture [N, classes]: "
             "wrap it so that it does"
         )
-    return answer
 
 
 def _meta(node: fx.Node) -> dict[str, Any]:

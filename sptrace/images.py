@@ -29,7 +29,7 @@ def checked(image: NDArray[Any], how: Preprocessing, kind: str, batch: int | Non
     Raises:
         SptraceError: it is something else.
     """
-    image = np.asarray(image)
+    image = _array(image)
     checked = _pixels(image, how) if kind == "uint8" else _prepared(image, how)
     if batch is not None and len(image) != batch:
         raise SptraceError(
@@ -50,6 +50,14 @@ def outside(image: NDArray[Any], input_range: tuple[float, float]) -> str | None
     if low - margin <= smallest and largest <= high + margin:
         return None
     return f"values from {smallest:.4g} to {largest:.4g}, outside of input_range, {low:g} to {high:g}"
+
+
+def _array(image: Any) -> NDArray[Any]:
+    """An array, of PyTorch's tensors too: with a history, elsewhere, or in a format that numpy lacks."""
+    if hasattr(image, "detach"):
+        image = image.detach().cpu()
+        image = image.float() if image.is_floating_point() else image
+    return np.asarray(image)
 
 
 def require_thick(height: int, width: int) -> None:

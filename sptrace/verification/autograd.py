@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from sptrace.answers import logits_of
 from sptrace.emission import emit, saving
 from sptrace.models.network import Network
 from sptrace.softening import Softening
@@ -76,9 +77,7 @@ def _logits(module: nn.Module, network: Network, image: Tensor) -> Tensor:
             for numbers in (preprocessing.mean, preprocessing.std)
         )
         image = ((image - low) / (high - low) - mean) / std
-    answer: Any = module(image)
-    logits: Tensor = answer if isinstance(answer, Tensor) else answer["logits"]
-    return logits
+    return logits_of(module(image))
 
 
 def _gradient(module: nn.Module, network: Network, image: Tensor, target: int) -> Tensor:

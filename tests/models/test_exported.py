@@ -1,11 +1,16 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torchvision.models import alexnet, resnet18
 
+import sptrace
 from sptrace.artifact import Preprocessing
 from sptrace.errors import SptraceError
 from sptrace.models import resolve
@@ -57,6 +62,34 @@ def test_the_module_is_like_any_other_and_keeps_its_names(tmp_path) -> None:
     again = torch.export.export(module, (picture(2, 3, 16, 16),), dynamic_shapes=(BATCH,), strict=False)
     (linear,) = (node for node in again.graph.nodes if node.target is torch.ops.aten.linear.default)
     assert "head" in [path for path, _ in linear.meta["nn_module_stack"].values()]
+
+
+class Answering(Small):
+    """`Small` whose logits come in something else."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, image: Tensor) -> Any:
+        return self.answer(super().forward(image))
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda y: (y,), lambda y: {"out": y}, lambda y: {"logits": y, "more": y + 1}]
+)
+def test_logits_in_a_container(tmp_path, answer: Callable[[Tensor], Any]) -> None:
+    trained = Answering(answer).eval()
+    network = resolve(export(tmp_path / "net.pt2", trained, picture(2, 3, 16, 16)))
+    program = sptrace.compile(network.module, picture(1, 3, 16, 16), program="gradient")
+    unseen = picture(2, 3, 16, 16).requires_grad_()
+    session = onnxruntime.InferenceSession(program.onnx_model)
+    feeds = {"image": unseen.detach().numpy(), "target": np.array([1, 2])}
+    attribution, logits = session.run(["attribution", "logits"], feeds)
+    wanted = Small.forward(trained, unseen)
+    (gradient,) = torch.autograd.grad(wanted[[0, 1], [1, 2]].sum(), unseen)
+    np.testing.assert_allclose(logits, wanted.detach(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(attribution, gradient, rtol=0, atol=1e-5 * float(gradient.abs().max()))
 
 
 def test_dynamic_height_and_width(tmp_path) -> None:

@@ -1,12 +1,14 @@
 import argparse
 import re
+import sys
 from collections import OrderedDict
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from sptrace.errors import SptraceError
 from sptrace.models import state_dict
@@ -21,6 +23,10 @@ def network(classes: int | None = None) -> nn.Module:
             head=nn.Linear(4, classes or 1000),
         )
     )
+
+
+def under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in weights.items()}
 
 
 def fit(path: Path) -> nn.Module:
@@ -45,10 +51,33 @@ def refusal(path: Path) -> str:
         lambda weights: {"model": weights, "args": argparse.Namespace(lr=0.1), "epoch": 90},
         lambda weights: {"state_dict": weights, "optimizer": {"state": {}}},
         lambda weights: {"state_dict": {"model": weights}},
+        lambda weights: {"model_state_dict": weights, "loss": 0.5},
+        lambda weights: {"net": weights, "acc": 0.9},
+        lambda weights: {"ema": {"module": weights}, "updates": 7},
+        lambda weights: {"state_dict_ema": weights, "epoch": 3},
+        lambda weights: {"state_dict": under("model.", weights), "hyper_parameters": {"lr": 0.1}},
+        lambda weights: {"state_dict": under("backbone.", weights) | {"loss.weight": torch.ones(5)}},
+        lambda weights: under("net.", weights),
+        lambda weights: under("model.backbone.", weights),
         lambda weights: OrderedDict((f"module.{key}", value) for key, value in weights.items()),
         lambda weights: OrderedDict((f"_orig_mod.{key}", value) for key, value in weights.items()),
     ],
-    ids=["plain", "torchvision", "timm", "nested", "DataParallel", "torch.compile"],
+    ids=[
+        "plain",
+        "torchvision",
+        "timm",
+        "nested",
+        "model_state_dict",
+        "net",
+        "ema",
+        "state_dict_ema",
+        "Lightning",
+        "Lightning-backbone",
+        "Lightning-net",
+        "Lightning-twice",
+        "DataParallel",
+        "torch.compile",
+    ],
 )
 def test_what_training_scripts_write(tmp_path, wrapped) -> None:
     trained = network()
@@ -152,3 +181,32 @@ def test_batch_norms_older_than_their_counters(tmp_path) -> None:
     weights = {key: value for key, value in trained.state_dict().items() if key != "norm.num_batches_tracked"}
     save_file(weights, tmp_path / "weights.safetensors")
     assert_same(fit(tmp_path / "weights.safetensors"), trained)
+
+
+def test_hyper_parameters_in_a_bag_of_lightning(tmp_path, monkeypatch) -> None:
+    """The bag's class is there when the file is written, and not when it is read."""
+    bag = type("AttributeDict", (dict,), {"__module__": "lightning_fabric.utilities.data"})
+    for name in ("lightning_fabric", "lightning_fabric.utilities", "lightning_fabric.utilities.data"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["lightning_fabric.utilities.data"].AttributeDict = bag
+    trained = network()
+    content = {"state_dict": under("model.", trained.state_dict()), "hyper_parameters": bag(lr=0.1, depth=3)}
+    torch.save(content, tmp_path / "last.ckpt")
+    monkeypatch.undo()
+    assert_same(fit(tmp_path / "last.ckpt"), trained)
+
+
+def test_a_network_inside_of_which_tensors_are_missing(tmp_path) -> None:
+    weights = under("model.", network().state_dict())
+    del weights["model.conv.weight"]
+    torch.save(weights, tmp_path / "weights.pth")
+    assert "1 missing (conv.weight)" in refusal(tmp_path / "weights.pth")
+
+
+def test_pictures_of_one_channel(tmp_path) -> None:
+    weights = network().state_dict() | {"conv.weight": torch.zeros(4, 1, 3, 3)}
+    torch.save(weights, tmp_path / "weights.pth")
+    assert refusal(tmp_path / "weights.pth") == (
+        "weights.pth was trained on pictures of 1 channels (conv.weight is [4, 1, 3, 3]): "
+        "sptrace explains networks for red, green and blue"
+    )
