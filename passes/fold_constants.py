@@ -13,6 +13,7 @@ from torch._ops import OpOverload
 
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, parameter, shape
+from sptrace.passes.functionalize import memory_of
 from sptrace.sizes import BATCHES, BatchSize, Size
 
 aten = torch.ops.aten
@@ -37,6 +38,7 @@ def fold_constants(module: fx.GraphModule) -> int:
     1. i = arange(49); t = index(table, [i]); y = add(x, t)        ->  y = add(x, get_attr("folded"))
     2. new_zeros(image, [7, 7]), zeros_like(y)                     ->  get_attr, for they read no numbers
     3. m = ones([n, 1, 9, 9], bool); y = attention(q, k, v, m)     ->  m = expand(get_attr("folded"), [n, 1, 9, 9])
+    4. o = zeros_like(y); copy_(slice(o, 1, 0, 4), y)              ->  one o = expand(get_attr("folded"), ...)
 
     It runs the constant part of the network in its own order, so that a constant may also be made in place (a mask
     filled piece by piece); a reader gets the value of its own moment. A value that is the same for every picture of
@@ -59,8 +61,15 @@ def fold_constants(module: fx.GraphModule) -> int:
                 if key not in stored:
                     name = f"{argument.meta['path']}.folded" if argument.meta["path"] else "folded"
                     stored[key] = builder.constant(name, constant.clone())
+                    if argument in run.filled:  # all readers see what is written to it
+                        stored[key].meta["filled"] = True
+                        stored[key] = builder.expand(stored[key], shape(argument))
+                        stored[key].meta["values"] = argument.meta[
+                            "values"
+                        ]  # the memory that its views share
                 kept = stored[key]
-                node.replace_input_with(argument, builder.expand(kept, shape(argument)))
+                same = kept if argument in run.filled else builder.expand(kept, shape(argument))
+                node.replace_input_with(argument, same)
     folded = [node for node in run.known if node.op == "call_function"]
     written = []
     count = 0
@@ -80,6 +89,34 @@ def _writes(node: fx.Node) -> bool:
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
+def _filled(module: fx.GraphModule) -> set[fx.Node]:
+    """All nodes of memory into which an op writes what depends on the image."""
+    dependent = {node for node in module.graph.nodes if node.op == "placeholder"}
+    written: set[int] = set()
+    for node in module.graph.nodes:
+        is_tensor = node.op == "call_function" and not isinstance(node.meta["values"][0], int)
+        if is_tensor and any(
+            argument in dependent or memory_of(argument) & written
+            for argument in node.all_input_nodes
+            if not _reads_shape_alone(node, argument)
+        ):
+            dependent.add(node)
+            if _writes(node):
+                written |= memory_of(node)
+    own = set().union(
+        *(memory_of(node) for node in module.graph.nodes if node.op in ("get_attr", "placeholder"))
+    )
+    return {
+        node
+        for node in module.graph.nodes
+        if node.op == "call_function" and memory_of(node) & (written - own)
+    }
+
+
+def _reads_shape_alone(node: fx.Node, argument: fx.Node) -> bool:
+    return node.target in SHAPED_ALIKE and argument is node.args[0] and argument not in node.args[1:]
+
+
 class _Run:
     """Computes the nodes that need no image, for each size of the batch."""
 
@@ -87,6 +124,8 @@ class _Run:
         self.known: dict[fx.Node, Values] = {}
         self._module = module
         self._own: set[int] = set()
+        self.filled = _filled(module)
+        """Memory that is allocated as a constant, and then filled with what depends on the image."""
 
     def computed(self, node: fx.Node) -> bool:
         """Is it a tensor that an op made of constants?"""
@@ -115,6 +154,11 @@ class _Run:
         return True
 
     def _is_constant(self, node: fx.Node) -> bool:
+        if any(
+            argument in self.filled and not _reads_shape_alone(node, argument)
+            for argument in node.all_input_nodes
+        ):
+            return False  # only the memory itself is constant, when it is new
         if node.target in SHAPED_ALIKE:
             # Only the tensor itself may be unknown: of that they read no numbers.
             return all(

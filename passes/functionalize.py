@@ -37,7 +37,7 @@ def functionalize(module: fx.GraphModule) -> int:
     2. the network overwrites a constant of its own: then each call would explain another network.
     """
     builder = GraphBuilder(module)
-    memory = {node: _memory(node) for node in module.graph.nodes}
+    memory = {node: memory_of(node) for node in module.graph.nodes}
     count = 0
     for node in list(module.graph.nodes):
         if not (isinstance(node.target, OpOverload) and node.target._schema.is_mutable):
@@ -148,7 +148,7 @@ def _functional(node: fx.Node) -> OpOverload:
     return overload
 
 
-def _memory(node: fx.Node) -> set[int]:
+def memory_of(node: fx.Node) -> set[int]:
     """The storages of a node's tensors. Running without data, views share their storage as they will with data."""
     first = node.meta["values"][0] if "values" in node.meta else None
     tensors = first if isinstance(first, tuple | list) else [first]
@@ -166,7 +166,7 @@ def _refuse_aliases(
     for alias in position:
         if alias is node or not memory[alias] & memory[changed]:
             continue
-        if alias.op == "get_attr":
+        if alias.op == "get_attr" and not alias.meta.get("filled"):
             raise UnsupportedError(
                 _where(node, f"the in-place op {node.target} overwrites the network's own {alias.target!r}")
             )
