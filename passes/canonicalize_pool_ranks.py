@@ -95,8 +95,8 @@ def _adaptive_average_3d(builder: GraphBuilder, node: fx.Node, x: fx.Node, size:
 def _flat(builder: GraphBuilder, x: fx.Node) -> fx.Node:
     """[N, C, D, H, W] as [N, C D, H, W]."""
     _check_batch(x)
-    batch, channels, depth, *plane = shape(x)
-    return builder.reshape(x, [batch, channels * depth, *plane])
+    channels, depth, *plane = static_shape(x, [1, 2, 3, 4])
+    return builder.reshape(x, [shape(x)[0], channels * depth, *plane])
 
 
 def _check_batch(x: fx.Node) -> None:
@@ -106,9 +106,9 @@ def _check_batch(x: fx.Node) -> None:
 
 def _deep(builder: GraphBuilder, flat: fx.Node, x: fx.Node) -> fx.Node:
     """[N, C D, H, W] as [N, C, D, H W]."""
-    batch, channels, depth = shape(x)[:3]
-    height, width = shape(flat)[2:]
-    return builder.reshape(flat, [batch, channels, depth, height * width])
+    channels, depth = static_shape(x, [1, 2])
+    height, width = static_shape(flat, [2, 3])
+    return builder.reshape(flat, [shape(x)[0], channels, depth, height * width])
 
 
 def _adaptive_maximum(
@@ -164,7 +164,7 @@ def _adaptive_maximum_3d(
 def _maxima_of_blocks(builder: GraphBuilder, x: fx.Node, window: Sequence[int]) -> fx.Node:
     """A block [d, h, w] of a volume is a block [d h, w] of the picture whose rows are those of all blocks in turn."""
     _check_batch(x)
-    batch, channels, *sizes = shape(x)
+    batch, (channels, *sizes) = shape(x)[0], static_shape(x, [1, 2, 3, 4])
     depths, rows, columns = (size // length for size, length in zip(sizes, window, strict=True))
     deep, high, wide = window
     apart = builder.reshape(x, [batch, channels, depths, deep, rows, high, sizes[2]])

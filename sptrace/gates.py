@@ -122,7 +122,8 @@ def root(x: Tensor, order: float) -> Tensor:
 
 def extreme_size(x: Tensor, dims: list[int], keepdim: bool, largest: bool) -> Tensor:
     """The norm of order infinity, or -infinity: the largest or smallest absolute value. No gate, but a length."""
-    return torch.linalg.vector_norm(x, math.inf if largest else -math.inf, dims, keepdim)
+    norm: Tensor = torch.linalg.vector_norm(x, math.inf if largest else -math.inf, dims, keepdim)
+    return norm
 
 
 def first_maximum(x: Tensor, dim: int, keepdim: bool) -> Tensor:

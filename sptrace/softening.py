@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sptrace.errors import SptraceError
+from sptrace.numbers import is_finite, plain
 
 UNITS = ("std", "rms")
 
@@ -272,7 +273,8 @@ def _temperature(given: object) -> Any:
     if isinstance(given, Relative):
         return given._replace(factor=float(given.factor)) if isinstance(given.factor, Real) else given
     if isinstance(given, Real) and not isinstance(given, bool):
-        return float(given) if abs(given) < float("inf") else given
+        number = plain(given)
+        return float(number) if is_finite(number) else given
     written = _RELATIVE.fullmatch(given) if isinstance(given, str) else None
     if written is None:
         return given

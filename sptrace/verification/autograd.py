@@ -47,7 +47,7 @@ def distances(network: Network, example: Tensor, seed: int = 1, count: int = 2) 
     images = _pictures(network, count, seed)
     double = copy.deepcopy(network.module).double()
     farthest = Distances(0.0, 0.0)
-    for image in images.split(1):
+    for image in images.unsqueeze(1).unbind():
         target = int(_logits(network.module, network, image).argmax())
         wanted = _gradient(double, network, image.double(), target)
         feeds = {"image": image.numpy(), "target": np.array([target])}

@@ -1,6 +1,7 @@
 """RNNs whose nonlinearity is a ReLU, opened: as one call they would hide their gates from the reference."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,5 +49,5 @@ def rnn_relu(
     return x.transpose(0, 1) if batch_first else x, torch.stack(ends)
 
 
-OPENED = {"rnn_relu": rnn_relu, "rnn_relu_cell": rnn_relu_cell}
+OPENED: dict[str, Callable[..., Any]] = {"rnn_relu": rnn_relu, "rnn_relu_cell": rnn_relu_cell}
 """By the name of the call."""
