@@ -18,6 +18,9 @@ from sptrace.softening import Softening
 METADATA_KEY = "sptrace"
 FORMAT = 1
 
+SPREAD = 4.0
+"""How many times the doubt about hard gates an attribution may be away from the reference."""
+
 
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 LARGEST_SIDE = 65535
@@ -131,14 +134,16 @@ class LayerScale:
 class Measured:
     """How far the file is from the torch.fx program and from the eager reference, for one batch size.
 
-    Attributions: by the verification's measure. Logits: largest difference divided by largest value.
+    Of each picture apart, and the largest. Attributions: by the verification's measure. Logits: largest difference
+    divided by the largest value of an ordinary class (see `sptrace.verification.distances`).
 
     Arguments:
         batch: the batch size.
-        attribution_to_module, logits_to_module: distance to the torch.fx program, on the example's pictures.
+        attribution_to_module, logits_to_module: distance to the torch.fx program.
         attribution_to_eager, logits_to_eager: distance to the eager reference; logits_out are among the logits.
         doubt: how far the eager reference moves when hard gates whose input is 0 but for rounding are thrown to either
-            side, by the same measure as attributions; 0 where no gate is hard.
+            side, by the same measure as attributions; 0 where no gate is hard, or where the distance is below the
+            tolerance without that.
         activation_to_module, activation_to_eager: the same of a layer's activation, as of logits; None where the
             program has no such output.
     """
@@ -158,16 +163,16 @@ class Verification:
     """What the compiler measured before it let go of the file.
 
     Arguments:
-        tolerance: what no error of an attribution may exceed, but for four times the doubt about hard gates; errors of
-            logits are held to 1e-4 always.
+        tolerance: what no error of an attribution may exceed, but for four times the doubt about hard gates.
         measure: of attributions: "maximum", the largest difference divided by the largest value; or "norm", the L2
-            norm of the difference divided by the norm (largest over the samples), where gates are hard and single
-            pixels may jump.
+            norm of the difference divided by the norm, where gates are hard and single pixels may jump.
         onnxruntime, torch: the versions that were compared.
         batches: one entry per batch size.
         settings: the run-time settings at which the program was verified, for example steps of an ascent.
         pixels: of artifacts that take uint8, how far what they make of photographs is from Pillow's, in levels of
             255.
+        notes: what could not be verified, and why; one line each, and a warning when compiling.
+        of_values: what no error of logits, or of a layer's activation, may exceed.
     """
 
     tolerance: float
@@ -177,6 +182,12 @@ class Verification:
     batches: tuple[Measured, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     pixels: float | None = None
+    notes: tuple[str, ...] = ()
+    of_values: float = 1e-4
+
+    def allowed(self, batch: Measured) -> float:
+        """What the errors of that batch's attributions were held to."""
+        return self.tolerance + SPREAD * batch.doubt
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def compile(
         keep_link: keep a softmax or sigmoid at the network's end. Else it is taken off: `logits` and what is explained
             are what it was applied to, and the link tells what it was.
         precision: "fp32", or "fp16": weights and activations in half precision, for GPUs. Inputs and outputs are
-            float32 all the same; verified at `sptrace.verification.verify.HALF`.
+            float32 all the same; verified at `sptrace.verification.bounds.HALF`.
         input: "float32": the artifact takes what the program takes. "uint8": it takes photographs, uint8
             [N, H, W, 3] of any size, and squeezes them into the example's size itself: antialiased, within one level
             of 255 of Pillow.

@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 import sptrace
-from sptrace.verification.verify import TOLERANCE
+from sptrace.verification.bounds import TOLERANCE
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from sptrace.artifact import Description, Preprocessing
+from sptrace.artifact import SPREAD, Description, Preprocessing
 from sptrace.bench.flops import gflop
 from sptrace.bench.job import ARTIFACT, INPUT, NETWORK, Job, one_line
 from sptrace.bench.peers import calls_gates
@@ -22,7 +22,6 @@ from sptrace.models import untrained
 from sptrace.models.assembly import assemble
 from sptrace.models.network import Network
 from sptrace.softening import Softening
-from sptrace.verification.verify import SPREAD
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

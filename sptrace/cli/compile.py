@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from sptrace import models
-from sptrace.artifact import Description, check_input, check_precision
+from sptrace.artifact import Description, Measured, Verification, check_input, check_precision
 from sptrace.cli.normalisation import Normalisation
 from sptrace.cli.settings import read_settings
 from sptrace.cli.softening import read_photographs, read_softening
@@ -269,16 +269,6 @@ def _stages(update: Callable[[str], None]) -> Callable[[str], None]:
 def _verified(description: Description) -> str:
     verification = description.verification
     assert verification is not None
-    worst = max(
-        error
-        for batch in verification.batches
-        for error in (
-            batch.attribution_to_module,
-            batch.attribution_to_eager,
-            batch.logits_to_eager,
-            batch.activation_to_eager or 0.0,
-        )
-    )
     gates = ", ".join(
         f"{gate.count} {gate.kind} ({gate.rule}{'' if gate.tau is None else f', tau {gate.temperature}'})"
         for gate in description.gates
@@ -288,9 +278,26 @@ def _verified(description: Description) -> str:
     return (
         f"{description.program} of {description.network}{_neuron(description)}; gates: {gates or 'none'}\n"
         f"outputs: {LINKS[description.link]}{taken_off}\n"
-        f"verified against eager PyTorch at batch sizes {batches}: "
-        f"error {worst:.1e} (allowed {verification.tolerance:.0e})"
+        f"verified against eager PyTorch at batch sizes {batches}: {_errors(verification)}"
     )
+
+
+def _errors(verification: Verification) -> str:
+    """The largest errors, each with the bound that it was held to."""
+    worst = max(verification.batches, key=lambda batch: max(_of_attributions(batch)))
+    attribution = f"attribution {max(_of_attributions(worst)):.1e} (allowed {verification.allowed(worst):.0e}"
+    if worst.doubt:
+        attribution += f", for hard gates too close to call move it by {worst.doubt:.0e}"
+    values = max(
+        error
+        for batch in verification.batches
+        for error in (batch.logits_to_module, batch.logits_to_eager, batch.activation_to_eager or 0.0)
+    )
+    return f"{attribution}), logits {values:.1e} (allowed {verification.of_values:.0e})"
+
+
+def _of_attributions(batch: Measured) -> tuple[float, float]:
+    return batch.attribution_to_module, batch.attribution_to_eager
 
 
 def _neuron(description: Description) -> str:

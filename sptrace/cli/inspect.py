@@ -106,6 +106,7 @@ def _tables(file: OnnxFile, description: Description) -> list[tuple[str, Table]]
             _columns(("type", "nodes"), operators, numbers=1),
         ),
         (_verified(description.verification), _verification(description.verification)),
+        *_notes(description.verification),
     ]
 
 
@@ -180,8 +181,16 @@ def _verification(verification: Verification | None) -> Table:
         to_eager = (one.attribution_to_eager, one.logits_to_eager)
         for reference, errors in (("torch.fx program", to_module), ("eager PyTorch", to_eager)):
             rows.append((str(one.batch), reference, *(f"{error:.1e}" for error in errors)))
-    table = _columns(("batch", "compared with", "attribution", "logits"), rows, numbers=2)
-    return table
+        rows.append(
+            (str(one.batch), "(allowed)", f"{verification.allowed(one):.0e}", f"{verification.of_values:.0e}")
+        )
+    return _columns(("batch", "compared with", "attribution", "logits"), rows, numbers=2)
+
+
+def _notes(verification: Verification | None) -> list[tuple[str, Table]]:
+    """What could not be verified."""
+    notes = () if verification is None else verification.notes
+    return [("Not verified", _grid(*(("note", note) for note in notes)))] if notes else []
 
 
 def _columns(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: int = 0) -> Table:

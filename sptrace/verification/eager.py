@@ -8,6 +8,7 @@ keeps its value and has its backward replaced by the rule.
 `sptrace.verification.eager_rules` holds all there is to know of gates, `eager_mode` puts it to work.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,7 @@ from sptrace.verification.eager_mode import SoftenedGates
 from sptrace.verification.eager_rules import Rule, Rules, check
 from sptrace.verification.eager_scopes import Scopes
 
-__all__ = ["Rule", "activation", "at_layer", "measure", "reference", "seen"]
+__all__ = ["Rule", "activation", "at_layer", "in_doubt", "measure", "reference", "seen"]
 
 
 def reference(
@@ -178,6 +179,29 @@ def seen(
     with torch.enable_grad(), _frozen(module):
         leaf = image.detach().requires_grad_()
         return look(module, leaf, _normalised(leaf, mean, std, input_range), layer, channels, before)
+
+
+@torch.no_grad()
+def in_doubt(
+    module: nn.Module,
+    image: Tensor,
+    *,
+    rules: Rules,
+    scales: list[float] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_range: tuple[float, float] = (-1.0, 1.0),
+    jitter: float,
+) -> Counter[tuple[str, str]]:
+    """How many inputs of hard gates lie closer to their threshold than `jitter`, by (path of the module, kind).
+
+    Arguments as of `reference`.
+    """
+    doubted: Counter[tuple[str, str]] = Counter()
+    scopes = Scopes(len(image), scales)
+    with SoftenedGates(rules, scopes, jitter, 0, doubted), scopes.following(module):
+        module(_normalised(image, mean, std, input_range))
+    return +doubted
 
 
 def _run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ from sptrace.artifact import Preprocessing
 from sptrace.links import LOGITS, Outputs
 from sptrace.programs import program_kind
 from sptrace.softening import Softening
-from sptrace.verification.eager import Rule, activation, at_layer, measure, reference, seen
+from sptrace.verification.eager import Rule, activation, at_layer, in_doubt, measure, reference, seen
 from sptrace.verification.eager_layout import Seen
 from sptrace.verification.eager_programs import EAGER, noisy_weights
 
@@ -100,6 +101,17 @@ class Eager:
         return reference(self.network, image, target, rules={}, outputs=self.outputs, **self.normalisation())[
             1
         ]
+
+    def in_doubt(self, image: Tensor, jitter: float) -> Counter[tuple[str, str]]:
+        """How many inputs of hard gates are in doubt, by (path of the module, kind)."""
+        return in_doubt(
+            self.network,
+            image,
+            rules=self.softening.gates,
+            scales=self.scales,
+            jitter=jitter,
+            **self.normalisation(),
+        )
 
     def normalisation(self) -> dict[str, Any]:
         """What the reference needs to know of the preprocessing."""

@@ -1,5 +1,6 @@
 """The reference's mode: it sees a network's torch calls, and swaps those that gate for their softened twins."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FunctionType
 from typing import Any
@@ -16,6 +17,7 @@ from sptrace.verification.eager_scopes import Scopes
 
 # Kinds whose derivative jumps: in float32 nobody can tell on which side an input lies that is 0 but for rounding.
 _JUMPS = ("relu", "relu6", "hardtanh", "leaky_relu", "prelu", "max_pool", "maximum")
+_JUMPING = (None, RULES["relu"]["guided"])
 
 
 class _Softened(torch.autograd.Function):
@@ -57,12 +59,20 @@ class SoftenedGates(TorchFunctionMode):
     so that nothing is swapped twice.
     """
 
-    def __init__(self, rules: Rules, scopes: Scopes, jitter: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        scopes: Scopes,
+        jitter: float = 0.0,
+        seed: int = 0,
+        doubted: Counter[tuple[str, str]] | None = None,
+    ) -> None:
         super().__init__()
         self.rules = rules
         self.scopes = scopes
         self.checked: dict[str, Mapping[str, Rule]] = {}
         self.jitter = jitter
+        self.doubted = doubted
         self.generator = torch.Generator().manual_seed(seed)
 
     def __torch_function__(
@@ -84,7 +94,7 @@ class SoftenedGates(TorchFunctionMode):
             return written_out
         kind, arguments = read(func, args, kwargs) or self._maximum(name, args, kwargs) or (None, {})
         make_pullback, tau = self._rule(kind)
-        jumps = make_pullback is None and self.jitter > 0 and kind in _JUMPS
+        jumps = make_pullback in _JUMPING and self.jitter > 0 and kind in _JUMPS
         if make_pullback is None and not jumps:
             result = func(*args, **kwargs)
             if name == "batch_norm" and result.requires_grad:
@@ -103,11 +113,17 @@ class SoftenedGates(TorchFunctionMode):
                 *(copy if argument is z else argument for argument in args),
                 **{name: copy if argument is z else argument for name, argument in kwargs.items()},
             )
+            heated = self._temperature(z, tau)
+
+            def at(place: Tensor) -> Pullback:
+                if make_pullback is None:
+                    return _ordinary(func, z, place, args, kwargs)
+                return make_pullback(place, heated, **arguments)
+
             beside = self._beside(z, kind) if self.jitter > 0 and kind in _JUMPS else z
-            if make_pullback is not None:
-                pullback = make_pullback(beside, self._temperature(z, tau), **arguments)
-            else:
-                pullback = _ordinary(func, z, beside, args, kwargs)
+            pullback = at(beside)
+            if self.doubted is not None and jumps:
+                self._count(str(kind), value, pullback, at(z.detach()))
         if value is copy:  # that is how an in-place call answers
             return z.copy_(_Softened.apply(z, lambda: value, pullback))
         if isinstance(value, torch.return_types.max):
@@ -171,12 +187,21 @@ class SoftenedGates(TorchFunctionMode):
     def _beside(self, z: Tensor, kind: str | None) -> Tensor:
         """z moved a little, so that gates close to their threshold fall on either side.
 
-        Exact zeros in a max pool stay: behind a ReLU whole windows of them are equal in every correct program.
+        Exact zeros stay, but for one in a thousand or a single one, which may be a sum that happens to cancel: behind
+        a ReLU, and in black parts of a picture, they are 0 in every correct program.
         """
+        z = z.detach()
         noise = torch.randn(z.shape, generator=self.generator, dtype=z.dtype)
-        if kind == "max_pool":
-            noise = noise * (z.detach() != 0)
-        return z.detach() + self.jitter * z.std() * noise
+        zeros = z == 0
+        if kind == "max_pool" or zeros.sum() > max(1, z.numel() // 1000):
+            noise = noise * ~zeros
+        return z + self.jitter * z.std() * noise
+
+    def _count(self, kind: str, value: Any, moved: Pullback, usual: Pullback) -> None:
+        """Inputs that get another share of a cotangent of ones when the gate's input is moved."""
+        ones = torch.ones_like(value[0] if isinstance(value, tuple) else value)
+        assert self.doubted is not None
+        self.doubted[self.scopes.path, kind] += int((moved(ones) != usual(ones)).sum())
 
     def _multi_head_attention(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -12,7 +12,8 @@ from sptrace.artifact import Preprocessing
 from sptrace.emission import saving
 from sptrace.emission.pictures import preparation
 from sptrace.errors import VerificationError
-from sptrace.verification.verify import TOLERANCE, quiet
+from sptrace.verification.bounds import TOLERANCE
+from sptrace.verification.verify import quiet
 
 LEVELS = 1.0
 """How far a prepared pixel may be from Pillow's, in levels of 255: sums that end on one half may round either way."""
