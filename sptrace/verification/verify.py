@@ -65,7 +65,7 @@ def verify(
     trial = Trial(session, module, eager, bounds)
     size = (example.shape[2], example.shape[3])
     own = own_pictures(TRIED + len(example), size, eager.preprocessing.input_range)
-    measured, notes = _measured(trial, example, own)
+    measured, notes = _measured(trial, example, own, named=not half)
     for note in notes:
         warnings.warn(note, SptraceWarning, stacklevel=2)
     return Verification(
@@ -80,11 +80,16 @@ def verify(
     )
 
 
-def _measured(trial: Trial, example: Tensor, own: Tensor) -> tuple[tuple[Measured, ...], tuple[str, ...]]:
-    """What was measured, and what could not be."""
+def _measured(
+    trial: Trial, example: Tensor, own: Tensor, *, named: bool
+) -> tuple[tuple[Measured, ...], tuple[str, ...]]:
+    """What was measured, and what could not be.
+
+    `named`: is a class explained that is not the largest? The numbers of half precision are scaled for that one.
+    """
     given = Pictures("the example", example)
     for rank in range(1, TRIED + 1):
-        beside = Pictures(OWN, own[rank - 1 : rank], rank)
+        beside = Pictures(OWN, own[rank - 1 : rank], rank if named else 0)
         found = trial.examine(given, beside)
         if found.beside is None:
             break
