@@ -23,11 +23,11 @@ def own_pictures(count: int, size: tuple[int, int], input_range: tuple[float, fl
     generator = torch.Generator().manual_seed(20)
     height, width = size
     low, high = input_range
-    pictures = torch.zeros(count, 3, height, width)
+    pictures = torch.zeros(count, 3, height, width, dtype=torch.float32)
     cells = max(size)
     while cells >= 1:
         coarse = [max(1, -(-length // cells)) for length in size]
-        noise = torch.randn(count, 3, *coarse, generator=generator)
+        noise = torch.randn(count, 3, *coarse, generator=generator, dtype=torch.float32)
         pictures += F.interpolate(noise, size, mode="bilinear", align_corners=False)
         cells //= 2
     least, most = (bound(pictures, (1, 2, 3), keepdim=True) for bound in (torch.amin, torch.amax))

@@ -52,11 +52,12 @@ class Reference:
         That is the input's range where the program maps it to [0, 1] first, else the picture's own largest value.
         """
         how = self.eager.preprocessing
-        span = torch.full((len(self.images), 1, 1, 1), how.input_range[1] - how.input_range[0])
+        span = torch.full_like(self.images[:, :1, :1, :1], how.input_range[1] - how.input_range[0])
         if how.mean is None:
             largest = self.images.abs().amax((1, 2, 3), keepdim=True)
             span = torch.where(largest > 0, largest, span)
-        noise = torch.randn(self.images.shape, generator=torch.Generator().manual_seed(1))
+        generator = torch.Generator().manual_seed(1)
+        noise = torch.randn(self.images.shape, generator=generator, dtype=self.images.dtype)
         return self._of(self.images + share * span * noise)
 
     def _of(self, images: Tensor) -> dict[str, Numbers]:

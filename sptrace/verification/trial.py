@@ -135,7 +135,8 @@ class Trial:
         """A target of -1 for every picture, or a direction for each."""
         if self._neuron.name == "target":
             return torch.full((pictures,), -1)
-        return torch.randn(pictures, self._neuron.shape[1], generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(pictures, self._neuron.shape[1], generator=generator, dtype=torch.float32)
 
     def _run(self, images: Tensor, explained: Tensor) -> dict[str, Numbers]:
         feeds: dict[str, NDArray[Any]] = {
