@@ -150,9 +150,9 @@ def _refuse_other_channels(module: nn.Module, tensors: Tensors, file: WeightsFil
     """Say so if the network was trained on pictures of another number of channels than three."""
     expected = module.state_dict()
     for key, value in tensors.items():
-        ours = expected[key].shape if key in expected else ()
-        differs = len(ours) == 4 == value.ndim and ours[1] == 3 != value.shape[1]
-        if differs and ours[:1] + ours[2:] == value.shape[:1] + value.shape[2:]:
+        ours, theirs = expected.get(key, value).shape, value.shape
+        differs = len(ours) == len(theirs) == 4 and ours[1] == 3 != theirs[1]
+        if differs and ours[:1] + ours[2:] == theirs[:1] + theirs[2:]:
             raise SptraceError(
                 f"{file.fingerprint.rsplit(maxsplit=1)[0]} was trained on pictures of {value.shape[1]} channels "
                 f"({key} is {list(value.shape)}): sptrace explains networks for red, green and blue"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from sptrace import layers
@@ -38,6 +40,7 @@ from sptrace.regions import inline_regions
 from sptrace.sizes import BATCHES, BatchSize, is_symbolic_size
 from sptrace.unchanged import unchanged
 
+_TORCH = os.path.dirname(torch.__file__)
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<text>[^\n]*)')
 
 
@@ -142,7 +145,7 @@ def _check_mode(module: nn.Module) -> None:
 
 def _check_tensors(module: nn.Module) -> None:
     for name, data in [*module.named_parameters(), *module.named_buffers()]:
-        if isinstance(data, UninitializedTensorMixin):
+        if is_lazy(data):
             raise SptraceError(
                 f"the network's {name!r} has no numbers yet: run the network once on a picture"
             )
@@ -176,8 +179,13 @@ def _why_export_failed(error: Exception) -> str:
     text = str(error)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     if "data-dependent" in text or "Could not guard" in text:
-        where = _frames(text)
-        place_ = f" at {where[-1][0]}:{where[-1][1]}" if where else ""
+        # The innermost of the network's own calls: the message itself names a call of ours.
+        where = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if not frame.filename.startswith((HERE, _TORCH))
+        ]
+        place_ = f" at {where[-1].filename}:{where[-1].lineno}" if where else ""
         return (
             f"the network branches on the values of a tensor{place_}, which no fixed graph can do: "
             "replace the branch by torch.where, or compile the part of the network without it"

@@ -137,12 +137,12 @@ def forward_alone(
     def go_on(self: Any, *error: object) -> None:
         torch.set_grad_enabled(self._stopped.prev)
 
-    Function.apply = classmethod(applied)  # type: ignore[method-assign, assignment]
+    Function.apply = classmethod(applied)
     for place, key in bound:
         place[key] = place[key].__self__.apply
-    torch.inference_mode.__enter__, torch.inference_mode.__exit__ = stop, go_on  # type: ignore[method-assign, assignment]
+    torch.inference_mode.__enter__, torch.inference_mode.__exit__ = stop, go_on  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Function.apply = apply  # type: ignore[method-assign]
+        Function.apply = apply
         torch.inference_mode.__enter__, torch.inference_mode.__exit__ = enter, leave  # type: ignore[method-assign]

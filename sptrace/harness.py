@@ -101,7 +101,7 @@ def _with_one_input(kind: type[nn.Module]) -> type[nn.Module]:
     """A class like the network's own, whose forward takes an image and gives logits."""
 
     def forward(self: nn.Module, image: Tensor) -> Tensor:
-        own = vars(self)["_sptrace_forward"] or super(harnessed_kind, self).forward
+        own = vars(self)["_sptrace_forward"] or super(harnessed_kind, self).forward  # type: ignore[arg-type]
         with vars(self)[_HARNESSED]:
             answer = _call(own, image)
         logits = logits_of(answer)

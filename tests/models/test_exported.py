@@ -81,8 +81,8 @@ class Answering(Small):
 def test_logits_in_a_container(tmp_path, answer: Callable[[Tensor], Any]) -> None:
     trained = Answering(answer).eval()
     network = resolve(export(tmp_path / "net.pt2", trained, picture(2, 3, 16, 16)))
-    program = sptrace.compile(network.module, picture(1, 3, 16, 16), program="gradient")
-    unseen = picture(2, 3, 16, 16).requires_grad_()
+    program = sptrace.compile(network.module, picture(1, 3, 16, 16).tanh(), program="gradient")
+    unseen = picture(2, 3, 16, 16).tanh().requires_grad_()
     session = onnxruntime.InferenceSession(program.onnx_model)
     feeds = {"image": unseen.detach().numpy(), "target": np.array([1, 2])}
     attribution, logits = session.run(["attribution", "logits"], feeds)
