@@ -98,11 +98,12 @@ def namespace() -> dict[str, Any]:
 
     torch.manual_seed(0)
     random = np.random.default_rng(0)
-    images = random.uniform(-1, 1, (8, 3, 64, 64)).astype(np.float32)
+    images = random.uniform(-1, 1, (8, 3, 96, 96)).astype(np.float32)
     labels = ["espresso", "tiger cat", *(f"class {number}" for number in range(2, 10))]
     return {
         "model": torchvision.models.squeezenet1_1(num_classes=10).eval(),
-        "vit": timm.create_model("vit_tiny_patch16_224", img_size=64, depth=6, num_classes=10).eval(),
+        "of_one_logit": torchvision.models.squeezenet1_1(num_classes=1).eval(),
+        "vit": timm.create_model("vit_tiny_patch16_224", img_size=96, depth=6, num_classes=10).eval(),
         "example": torch.from_numpy(images[:1]),
         "image": images[:1],
         "images": images,
