@@ -278,12 +278,12 @@ def test_a_class_activation_map_at_a_layer_of_its_own_choice(run: Run, tmp_path:
     status, output, errors = run("compile", "efficientnet_lite0", "-o", artifact, "--size", 64, *asked)
     assert status == 0, errors
     assert "gradcam of efficientnet_lite0 at _conv_head; gates" in output
-    assert "settings layer _conv_head, interpolation nearest" in rows(run("inspect", artifact)[1])
+    assert "settings layer _conv_head, channels 1, interpolation nearest" in rows(run("inspect", artifact)[1])
     by_name = run(
         "compile", "efficientnet_lite0", "-o", tmp_path / "no.onnx", "--size", 64, *asked, "--unit", 3
     )
     assert by_name[0] == 2
-    assert "no option 'unit': it takes layer, interpolation, direction" in by_name[2]
+    assert "no option 'unit': it takes layer, channels, prefix_tokens, interpolation" in by_name[2]
 
 
 def test_a_direction_on_the_command_line(run: Run, exported: Path, tmp_path: Path) -> None:
