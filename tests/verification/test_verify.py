@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+import torchvision
 from onnx import numpy_helper
 from small_networks import classifier, images, small
 from torch import Tensor, fx
@@ -378,6 +379,31 @@ def test_a_wrong_rule_is_refused_whatever_the_example(
     monkeypatch.setitem(TABLE, gates.relu, wrong)
     with pytest.raises(VerificationError, match="the eager reference differ"):
         compiled_on(torch.full((1, 3, 16, 16), brightness), "gradient")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ["ones", "zeros", "random", "smooth"])
+def test_a_deep_network_whose_every_relu_is_negated(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where gates in doubt move everything, too."""
+
+    def negated(pull: Any, v: fx.Node, y: fx.Node, *arguments: Any, **gate: Any) -> Any:
+        for argument, part in right(pull, v, y, *arguments, **gate):
+            yield argument, pull.times(part, -1.0)
+
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(weights=None).eval()
+    line = torch.linspace(0, 1, 64)
+    smooth = torch.stack([line[:, None] * line, line.expand(64, 64), line.sin()[:, None].expand(64, 64)])
+    pictures = {
+        "ones": torch.ones(1, 3, 64, 64),
+        "zeros": torch.zeros(1, 3, 64, 64),
+        "random": images(1, size=64),
+        "smooth": smooth[None],
+    }
+    right = TABLE[gates.relu]
+    monkeypatch.setitem(TABLE, gates.relu, negated)
+    with pytest.raises(VerificationError, match="the eager reference differ"):
+        sptrace.compile(network, pictures[example], program="gradient")
 
 
 def compiled_on(example: Tensor, program: str) -> sptrace.Program:
