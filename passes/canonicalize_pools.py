@@ -90,23 +90,30 @@ def _average(
     divisor: int | None = None,
 ) -> fx.Node:
     window, steps, pads = _pair(kernel), _pair(stride or kernel), _pair(padding)
+    options = (list(window), list(steps), pads, ceil_mode, count_include_pad, divisor)
     sizes, outputs = static_shape(x, [2, 3]), static_shape(node, [-2, -1])
+    # A single window reads no further than the picture, or a kernel of 1280 cells would be filled with zeros.
+    for dim, (pad, size, out) in enumerate(zip(pads, sizes, outputs, strict=True)):
+        if out == 1 and window[dim] > pad + size:
+            window[dim] = steps[dim] = pad + size
     after = [
         max(0, (out - 1) * step + cells - pad - size)
         for size, out, cells, step, pad in zip(sizes, outputs, window, steps, pads, strict=True)
     ]
     overhangs = any(width > pad for width, pad in zip(after, pads, strict=True))
-    if divisor is None and not overhangs and (count_include_pad or not any(pads)):
+    cut = window != options[0]
+    if divisor is None and not overhangs and not cut and (count_include_pad or not any(pads)):
         return builder.call(aten.avg_pool2d.default, x, window, steps, pads)
     padded = builder.call(aten.constant_pad_nd.default, x, [pads[1], after[1], pads[0], after[0]])
     mean = builder.call(aten.avg_pool2d.default, padded, window, steps, [0, 0])
     # Ask the op itself by how much each window's mean is to be scaled: pool a picture of ones in both ways.
-    options = (window, steps, pads, ceil_mode, count_include_pad, divisor)
     ones = torch.ones(1, 1, *sizes, dtype=torch.float64)
     filled = torch.nn.functional.pad(ones, [pads[1], after[1], pads[0], after[0]])
     wanted = aten.avg_pool2d.default(ones, *options)
     given = aten.avg_pool2d.default(filled, window, steps, [0, 0])
     assert math.prod(given.shape) == math.prod(wanted.shape)
+    if torch.equal(wanted, given):
+        return mean
     return builder.call(aten.mul.Tensor, mean, builder.constant("averaging.scale", (wanted / given).float()))
 
 

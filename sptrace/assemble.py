@@ -13,6 +13,7 @@ from sptrace import direction, passes
 from sptrace.artifact import GateCount, LayerScale, Preprocessing
 from sptrace.calibration import calibrate
 from sptrace.graph import GraphBuilder, placeholder, static_shape
+from sptrace.independence import require_independence
 from sptrace.layout import NO_LAYER, Layout, as_map
 from sptrace.links import LOGITS, Outputs
 from sptrace.neuron import LOGIT, Neuron
@@ -77,6 +78,8 @@ def assemble(
     lifted = passes.lift_parameters(module, names)
     _normalize_input(module, preprocessing)
     passes.run(passes.PREPARE, module)
+    constants = [module.get_buffer(path) for path in lifted.values()]
+    require_independence(module, preprocessing.input_range, constants)
     gates = passes.soften(module, softening)
     scales = () if calibration is None else calibrate(module, calibration, lifted.values())
     passes.run(passes.REPARAMETRIZE, module)

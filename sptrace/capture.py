@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.nn.parameter import is_lazy
@@ -37,9 +38,10 @@ from sptrace.graph import (
 from sptrace.harness import HERE, harnessed, refuse_torchscript, rehearse, unwrapped
 from sptrace.recurrence_shapes import shapes_alone
 from sptrace.regions import inline_regions
-from sptrace.sizes import BATCHES, BatchSize, is_symbolic_size
+from sptrace.sizes import BATCHES, BatchSize, fixed_number, is_symbolic_size
 from sptrace.unchanged import unchanged
 
+RANGES = {torch.ops.aten.arange.default, torch.ops.aten.arange.start, torch.ops.aten.arange.start_step}
 _TORCH = os.path.dirname(torch.__file__)
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<text>[^\n]*)')
 
@@ -192,7 +194,8 @@ def _why_export_failed(error: Exception) -> str:
         )
     if "batch" in text and ("specialized" in text or "Constraints violated" in text):
         return (
-            "the network fixes the batch size (a reshape or an index with a constant in place of x.shape[0]): "
+            "the network fixes the batch size, or an op of it decides by that (a constant in place of x.shape[0], "
+            "a loop over pictures, torch.cdist, roi_align with a list of boxes, chunks of the batch): "
             f"make it work for any batch, then compile again; torch.export says: {first}"
         )
     return f"torch.export cannot trace the network: {first}"
@@ -217,7 +220,7 @@ def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModul
     module = fx.GraphModule(nn.Module(), fx.Graph())
     graph = module.graph
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
-    copied: dict[fx.Node, fx.Node] = {}
+    copied: dict[fx.Node, Any] = {}
     constants: dict[str, fx.Node] = {}
     for node in exported.graph.nodes:
         if node.op == "placeholder":
@@ -244,7 +247,11 @@ def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModul
             new = graph.node_copy(node, lambda argument: copied[argument])
             new.meta = _meta(node)
             new = _propagate(module, new)
-            _check_sizes(node, new)
+            _lay_out(node, new)
+            if new.op == "call_function":
+                _check_sizes(node, new)
+            if (number := fixed_number(node.meta["val"])) is not None:
+                new = number
         copied[node] = new
     module.recompile()
     return module
@@ -298,6 +305,17 @@ def _without_masks(module: fx.GraphModule, node: fx.Node, indices: Any) -> list[
     return written
 
 
+def _lay_out(exported: fx.Node, copied: fx.Node) -> None:
+    """Give attention the order in memory that it has on the CPU: without data it has one that no view would fit."""
+    if (
+        exported.target == torch.ops.aten.scaled_dot_product_attention.default
+        and exported.meta["val"].transpose(1, 2).is_contiguous()
+    ):
+        copied.meta["values"] = tuple(
+            given.transpose(1, 2).contiguous().transpose(1, 2) for given in copied.meta["values"]
+        )
+
+
 def _check_sizes(exported: fx.Node, copied: fx.Node) -> None:
     """Refuse sizes like N // 2, which have no meaning for every batch."""
     sizes = [
@@ -305,6 +323,19 @@ def _check_sizes(exported: fx.Node, copied: fx.Node) -> None:
     ]
     if not all(map(is_symbolic_size, sizes)):
         raise UnsupportedError(complaint(copied, "a size is no multiple of the number of pictures"))
+    # A range of all pictures may be an index, which is no arithmetic.
+    if isinstance(copied.target, OpOverload) and _is_tensor(copied) and copied.target not in RANGES:
+        for given, wanted in zip(copied.args, copied.target._schema.arguments, strict=False):
+            if (
+                isinstance(given, fx.Node)
+                and str(wanted.type) in ("Tensor", "number")
+                and not _is_tensor(given)
+            ):
+                raise UnsupportedError(complaint(copied, "the number of pictures is computed with"))
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta["values"][0], Tensor)
 
 
 def _data(exported: ExportedProgram, name: str) -> Tensor:

@@ -62,6 +62,18 @@ def is_symbolic_size(size: torch.SymInt | int) -> bool:
     return bool(batch.is_Symbol)
 
 
+def fixed_number(given: object) -> float | None:
+    """The number that arithmetic on sizes gives, as torch.export writes it, if it is the same for every batch."""
+    if not isinstance(given, torch.SymInt | torch.SymFloat):
+        return given if isinstance(given, int | float) else None
+    expression = given.node.expr
+    symbols = expression.free_symbols
+    found = {expression.subs(dict.fromkeys(symbols, count)) for count in (2, 3, 5, 7, 64, 1001)}
+    if len(found) > 1 or not (number := found.pop()).is_number:
+        return None
+    return int(number) if isinstance(given, torch.SymInt) else float(number)
+
+
 def joint(sizes: Iterable[Size]) -> Size:
     """The size of several dimensions in one.
 

@@ -7,11 +7,15 @@ import onnx_ir as ir
 from torch import fx
 
 from sptrace.emission.builder import OnnxBuilder, emits
+from sptrace.errors import UnsupportedError
+from sptrace.graph import complaint
 from sptrace.pullback.table import aten
 
 
 @emits(aten.arange.default)
-def arange(onnx: OnnxBuilder, node: fx.Node, end: int, **options: object) -> ir.Value:
+def arange(onnx: OnnxBuilder, node: fx.Node, end: int | fx.Node, **options: object) -> ir.Value:
     """Range from 0."""
+    if isinstance(end, fx.Node):
+        raise UnsupportedError(complaint(node, "pictures are numbered"))
     start, stop, step = (np.array(number, dtype=np.int64) for number in (0, end, 1))
     return onnx.op("Range", start, stop, step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -130,7 +130,8 @@ class _Pull:
     def __call__(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         eager, settings = self.eager, self.eager.settings
         is_cam = program_kind(eager.program).is_cam
-        return reference(
+        return _at_once(
+            reference,
             eager.network,
             image,
             target,
@@ -157,7 +158,8 @@ class _Pull:
             }
 
         assert self.eager.seen is not None
-        return at_layer(
+        return _at_once(
+            at_layer,
             self.eager.network,
             image,
             target,
@@ -170,3 +172,22 @@ class _Pull:
             seed=self.seed,
             **self.eager.normalisation(),
         )
+
+
+def _at_once(
+    explain: Callable[..., tuple[Tensor, ...]],
+    network: torch.nn.Module,
+    image: Tensor,
+    target: Tensor,
+    **how: Any,
+) -> Any:
+    """What `explain` gives. A network that drops a batch of one (`squeeze`) gets its one picture twice."""
+    try:
+        given = explain(network, image, target, **how)
+        if len(image) != 1 or len(given[1]) == 1:
+            return given
+    except (IndexError, RuntimeError, ValueError):  # what PyTorch raises where a dimension is missing
+        if len(image) != 1:
+            raise
+    twice = explain(network, torch.cat([image] * 2), torch.cat([target] * 2), **how)
+    return tuple(part[:1] for part in twice)
