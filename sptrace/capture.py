@@ -250,9 +250,8 @@ def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModul
             _lay_out(node, new)
             if new.op == "call_function":
                 _check_sizes(node, new)
-            if (number := fixed_number(node.meta["val"])) is not None:
-                new = number
-        copied[node] = new
+        number = fixed_number(node.meta.get("val"))
+        copied[node] = new if number is None else number
     module.recompile()
     return module
 

@@ -29,7 +29,8 @@ def require_independence(
     """
     sizes = value(placeholder(module.graph, "image")).shape[1:]
     low, high = limits
-    pictures = low + (high - low) * torch.rand(3, *sizes, generator=torch.Generator().manual_seed(0))
+    drawn = torch.rand(3, *sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    pictures = low + (high - low) * drawn
     with torch.no_grad():
         answers = [module(batch, *constants) for batch in (pictures[:2], pictures.flip(0))]
     two, three = (answer if isinstance(answer, Tensor) else answer[0] for answer in answers)

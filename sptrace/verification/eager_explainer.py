@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from sptrace.softening import Softening
 from sptrace.verification.eager import Rule, activation, at_layer, in_doubt, measure, reference, seen
 from sptrace.verification.eager_layout import Seen
 from sptrace.verification.eager_programs import EAGER, noisy_weights
+
+Answer = TypeVar("Answer", bound=tuple[Tensor, ...])
 
 
 @dataclass(frozen=True)
@@ -175,12 +177,12 @@ class _Pull:
 
 
 def _at_once(
-    explain: Callable[..., tuple[Tensor, ...]],
+    explain: Callable[..., Answer],
     network: torch.nn.Module,
     image: Tensor,
     target: Tensor,
     **how: Any,
-) -> Any:
+) -> Answer:
     """What `explain` gives. A network that drops a batch of one (`squeeze`) gets its one picture twice."""
     try:
         given = explain(network, image, target, **how)
@@ -190,4 +192,4 @@ def _at_once(
         if len(image) != 1:
             raise
     twice = explain(network, torch.cat([image] * 2), torch.cat([target] * 2), **how)
-    return tuple(part[:1] for part in twice)
+    return type(twice)(part[:1] for part in twice)
