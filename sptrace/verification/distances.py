@@ -17,8 +17,8 @@ ORDINARY = 50.0
 
 def of_maxima(given: Numbers, wanted: Numbers) -> NDArray[np.float64]:
     """The largest difference as a share of the largest value, float64 [N]."""
-    difference, wanted, given = (_rows(numbers) for numbers in (given - wanted, wanted, given))
-    return _share(np.abs(difference).max(1), np.abs(wanted).max(1), np.abs(given).max(1))
+    maxima = (np.abs(_rows(numbers)).max(1) for numbers in (given - wanted, wanted, given))
+    return _share(*maxima)
 
 
 def of_norms(given: Numbers, wanted: Numbers) -> NDArray[np.float64]:
@@ -34,7 +34,7 @@ def along(given: Numbers, wanted: Numbers) -> NDArray[np.float64]:
     """
     difference, direction = _rows(given - wanted), _rows(wanted)
     squares = (direction**2).sum(1)
-    return np.abs((difference * direction).sum(1)) / np.where(squares > 0, squares, 1.0)
+    return np.asarray(np.abs((difference * direction).sum(1)) / np.where(squares > 0, squares, 1.0))
 
 
 def of_values(given: Numbers, wanted: Numbers, steady: NDArray[np.bool_]) -> NDArray[np.float64]:

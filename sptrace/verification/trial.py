@@ -187,7 +187,8 @@ class Trial:
             errors += found
         sizes = (len(given[0].images), len(given[0].images) + 1)
         measured = () if any(troubles) else tuple(_measured(size, errors) for size in sizes)
-        return Found(*troubles, measured=measured)
+        of_given, of_beside = troubles
+        return Found(of_given, of_beside, measured)
 
     def _errors(
         self, reference: Reference, several: Sequence[_Answers], steady: Mapping[str, NDArray[np.bool_]]
