@@ -29,9 +29,8 @@ class Normalisation:
         if (read.mean is None) != (read.std is None):
             raise SptraceError("--mean and --std belong together: give both")
         if read.std is not None and min(read.std) < SMALLEST_STD:
-            raise SptraceError(
-                f"--std must be at least {SMALLEST_STD:g}, not {', '.join(f'{number:g}' for number in read.std)}"
-            )
+            given = ", ".join(f"{number:g}" for number in read.std)
+            raise SptraceError(f"--std must be above 0, at least {SMALLEST_STD:g}, not {given}")
         return read
 
     def of(self, network: Network) -> Network:
