@@ -132,7 +132,7 @@ class _Pull:
     def __call__(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         eager, settings = self.eager, self.eager.settings
         is_cam = program_kind(eager.program).is_cam
-        return _at_once(
+        answer: tuple[Tensor, Tensor, Tensor] = _at_once(
             reference,
             eager.network,
             image,
@@ -148,6 +148,7 @@ class _Pull:
             seed=self.seed,
             **eager.normalisation(),
         )
+        return answer
 
     def with_noisy_weights(self, draw: int, sigma: float, seed: int) -> _Pull:
         return replace(self, eager=self.eager.with_noisy_weights(draw, sigma, seed))
@@ -160,7 +161,7 @@ class _Pull:
             }
 
         assert self.eager.seen is not None
-        return _at_once(
+        answer: tuple[Tensor, Tensor] = _at_once(
             at_layer,
             self.eager.network,
             image,
@@ -174,6 +175,7 @@ class _Pull:
             seed=self.seed,
             **self.eager.normalisation(),
         )
+        return answer
 
 
 def _at_once(
