@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from small_networks import classifier, images
-from torch import Tensor
+from torch import Tensor, nn
 
 import sptrace
 from sptrace import Softening
@@ -93,7 +93,19 @@ def test_a_layer_that_is_the_same_everywhere() -> None:
     torch.nn.init.zeros_(network.stem[1].weight)
     torch.nn.init.zeros_(network.stem[1].bias)
     softening = Softening("paper", tau={"relu": "0.01std"}, scale="calibration")
-    given = explain(sptrace.compile(network, images(2), softening=softening))
+
+    class Beside(nn.Module):
+        """Something has to depend on the picture, or there is nothing to explain."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            self.beside = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 7))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.network(x) + self.beside(x)
+
+    given = explain(sptrace.compile(Beside().eval(), images(2), softening=softening))
     assert given.isfinite().all()
 
 

@@ -74,7 +74,7 @@ def test_every_picture_of_a_batch_is_prepared() -> None:
 
 
 def test_an_unknown_interpolation_is_refused() -> None:
-    with pytest.raises(SptraceError, match="unknown interpolation 'sinc': use one of nearest, bilinear"):
+    with pytest.raises(SptraceError, match="interpolation is 'sinc', none of bilinear"):
         preparation(Preprocessing((24, 32), interpolation="sinc"))
 
 

@@ -37,7 +37,7 @@ def test_reading(reading: Callable[..., Tensor]) -> None:
 
 def test_places_computed_from_the_image_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="reads at places computed from the image"):
-        compile_pullback(Op(lambda x: x[:, :, x.argmax(3)[0, 0]]), numbers(2, 3, 4, 5))
+        compile_pullback(Op(lambda x: x[:, :, x.argmax(3)[0, 0] % 4]), numbers(2, 3, 4, 5))
 
 
 @pytest.mark.parametrize(

@@ -114,5 +114,12 @@ def test_a_layer_without_a_scale(tau: str, level: float) -> None:
     module = built(F.relu)
     nn.init.zeros_(module.conv.weight)
     nn.init.constant_(module.conv.bias, level)
-    given = attribution(module, pictures(), Softening("paper", tau={"relu": tau}))
+    size = pictures()[0].numel()
+    # Something has to depend on the picture, or there is nothing to explain.
+    beside = small(
+        lambda self, x: self.constant(x) + self.linear(x.flatten(1)),
+        constant=module,
+        linear=nn.Linear(size, 5),
+    )
+    given = attribution(beside, pictures(), Softening("paper", tau={"relu": tau}))
     assert given.isfinite().all()
