@@ -341,7 +341,7 @@ def test_mosaics_show_their_class_on_two_tiles(random: np.random.Generator) -> N
 def test_mosaics_need_pairs() -> None:
     tiles = np.zeros((3, 3, 8, 8), np.float32)
     for labels in ([0, 1, 2], [0, 0, 0]):
-        with pytest.raises(SptraceError, match="leave focus out"):
+        with pytest.raises(SptraceError, match="give more pictures"):
             mosaics(tiles, np.array(labels), 1, seed=0)
 
 
