@@ -209,7 +209,7 @@ def test_shrinking_is_antialiased() -> None:
 
 
 def test_unknown_interpolation_is_refused() -> None:
-    with pytest.raises(SptraceError, match="interpolation 'cubist'"):
+    with pytest.raises(SptraceError, match="interpolation is 'cubist'"):
         crop(noise(9, 9), Preprocessing((4, 4), 4, "cubist"))
 
 
