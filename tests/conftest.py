@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from sptrace.artifact import (
 )
 from sptrace.softening import Softening
 
+# Before torch is loaded, here and in the processes that tests start. The networks are so small that threads would only
+# wait for one another, and files are tested side by side. What a compile measures depends on the number of threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 LABELS = (
     "tench, Tinca tinca",
     "tabby, tabby cat",
@@ -35,17 +40,6 @@ LABELS = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The golden files first: if they disagree, nothing else matters."""
     items.sort(key=lambda item: item.path.name != "test_golden.py")
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """For networks so small that torch's threads would only wait for one another: three times as fast on two cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import onnxruntime
@@ -100,18 +99,6 @@ def compile_pullback(op: nn.Module, image: Tensor, softening: Softening | str = 
     return module
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """More threads take longer to start than these small ops to run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@_one_thread()
 def check_jacobians(
     op: nn.Module,
     image: Tensor,
@@ -152,7 +139,6 @@ def check_jacobians(
     return module
 
 
-@_one_thread()
 def check_linear(op: nn.Module, *sizes: int, tolerance: float = EXACT) -> None:
     """The pullback of an affine op must be the transpose of its matrix, whatever the picture. `sizes`: C, H, W."""
     twin, pixels = _float64(op), math.prod(sizes)
@@ -173,7 +159,6 @@ def check_linear(op: nn.Module, *sizes: int, tolerance: float = EXACT) -> None:
     _assert_close((attribution * image).sum((1, 2, 3)), (cotangents * moved).sum(1), 10 * tolerance)
 
 
-@_one_thread()
 def check_ordinary(op: nn.Module, *sizes: int, image: Tensor | None = None, tolerance: float = EXACT) -> None:
     """The pullback must be the gradient of torch.autograd. `sizes`: C, H, W of a random picture if none is given."""
     twin = _float64(op)

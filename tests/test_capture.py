@@ -16,8 +16,6 @@ from sptrace.errors import SptraceError, UnsupportedError
 from sptrace.graph import is_batch, parameter, shape, value
 from sptrace.sizes import BATCH
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # --- What the graph is ---
 
 

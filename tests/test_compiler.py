@@ -24,14 +24,12 @@ from sptrace.graph import placeholder, shape, value
 from sptrace.sizes import BATCH
 from sptrace.softening import MEASURED
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LABELS = ("one", "two", "three", "four", "five", "six", "seven")
 
 
 @pytest.fixture(scope="module")
-def program(one_thread: None) -> sptrace.Program:
-    """One thread here too: the measured errors, which the file holds, depend on the number of threads."""
+def program() -> sptrace.Program:
     return sptrace.compile(classifier(), images(1), mean=MEAN, std=STD, labels=LABELS)
 
 

@@ -16,8 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 import sptrace
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Swish(Function):
     """Without memory for what is between, as in efficientnet_pytorch."""

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 import sptrace
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Tail(nn.Module):
     """A small network whose logits go through a function."""

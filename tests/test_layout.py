@@ -19,8 +19,6 @@ from sptrace.cam_layer import choose
 from sptrace.capture import capture
 from sptrace.layout import Layout, Tokens, layout
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Windows(nn.Module):
     """A block of a Swin transformer on [N, H, W, C]: attention in shifted windows, and an MLP."""

@@ -20,7 +20,6 @@ from sptrace.graph import GraphBuilder
 from sptrace.layout import Layout
 from sptrace.neuron import LOGIT, Neuron
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 Load = Callable[..., sptrace.Explainer]
 

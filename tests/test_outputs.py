@@ -18,7 +18,6 @@ import sptrace
 from sptrace.artifact import Description
 from sptrace.errors import SptraceError, UnsupportedError, VerificationError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 End = Callable[[Tensor], Tensor]
 
 
@@ -314,7 +313,7 @@ def test_artifacts_without_a_link_are_softmaxes(program_description: str) -> Non
 
 
 @pytest.fixture(scope="module")
-def program_description(one_thread: None) -> str:
+def program_description() -> str:
     """As it was written before there were links."""
     import json
 

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 import sptrace
 from sptrace.unchanged import unchanged
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 GLOBAL: dict[str, Tensor] = {}
 late: Tensor
 

@@ -8,8 +8,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import sptrace
 from sptrace.bench.flops import gflop
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def network() -> nn.Module:
     return nn.Sequential(

@@ -20,8 +20,6 @@ from sptrace.softening import Softening
 from sptrace.verification.eager import reference
 from sptrace.verification.eager_explainer import Eager
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PREPROCESSING = Preprocessing(size=(16, 16), mean=(0.5, 0.4, 0.45), std=(0.2, 0.25, 0.3))
 NORMALISATION = {"mean": PREPROCESSING.mean, "std": PREPROCESSING.std}
 TARGET = torch.tensor([2, 0, 1])

@@ -17,7 +17,6 @@ from sptrace.cli import main
 from sptrace.cli.evaluate import _possible
 from sptrace.errors import SptraceError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 Run = Callable[..., list[str]]
 
 

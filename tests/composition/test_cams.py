@@ -15,8 +15,6 @@ from torch import Tensor, nn
 import sptrace
 from sptrace.composition.cams import resize_matrix
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def network() -> nn.Module:
     """One smooth gate before the layer `features` and one after it, so that the gradient has no jumps."""

@@ -11,8 +11,6 @@ from explained import assert_gradient
 from test_forward_alone import Between
 from torch import Tensor
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def shifted(x: Tensor) -> Tensor:
     """Channels moved by a place to either side, as the temporal shift module does."""

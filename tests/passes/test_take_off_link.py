@@ -12,7 +12,6 @@ from sptrace.capture import capture
 from sptrace.errors import UnsupportedError
 from sptrace.passes.take_off_link import find_link, is_made_of_probabilities, take_off_link
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 End = Callable[[Tensor], Tensor]
 
 

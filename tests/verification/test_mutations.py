@@ -37,10 +37,7 @@ from sptrace.softening import RULES, Softening
 from sptrace.verification.eager_explainer import Eager
 from sptrace.verification.verify import verify
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore::sptrace.SptraceWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::sptrace.SptraceWarning")
 PREPROCESSING = Preprocessing(size=(8, 8))
 
 

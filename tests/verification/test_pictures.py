@@ -12,12 +12,11 @@ from sptrace.emission.pictures import take_pictures
 from sptrace.errors import VerificationError
 from sptrace.verification.pictures import verify_pictures
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 HOW = Preprocessing(size=(16, 16), resize=20, input_range=(-1.0, 1.0))
 
 
 @pytest.fixture(scope="module")
-def prepared(one_thread: None) -> bytes:
+def prepared() -> bytes:
     return sptrace.compile(classifier(), images(1)).onnx_model
 
 

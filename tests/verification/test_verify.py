@@ -26,7 +26,6 @@ from sptrace.errors import VerificationError
 from sptrace.pullback import TABLE
 from sptrace.verification import bounds
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE, SPREAD = 1e-4, 4.0
 Corrupt = Callable[[onnx.ModelProto], None]
 CAPTURED: list[fx.GraphModule] = []
