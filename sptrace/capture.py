@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -35,14 +33,15 @@ from sptrace.graph import (
     value,
     without_data,
 )
-from sptrace.harness import HERE, harnessed, refuse_torchscript, rehearse, unwrapped
+from sptrace.harness import harnessed, refuse_torchscript, rehearse, unwrapped
+from sptrace.known_numbers import KnownNumbers
 from sptrace.recurrence_shapes import shapes_alone
 from sptrace.regions import inline_regions
 from sptrace.sizes import BATCHES, BatchSize, fixed_number, is_symbolic_size
+from sptrace.source_lines import HERE, line_of
 from sptrace.unchanged import unchanged
 
 RANGES = {torch.ops.aten.arange.default, torch.ops.aten.arange.start, torch.ops.aten.arange.start_step}
-_TORCH = os.path.dirname(torch.__file__)
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<text>[^\n]*)')
 
 
@@ -93,7 +92,7 @@ def _trace(module: nn.Module, batch: Tensor, layer: str | None) -> fx.GraphModul
 
 def _export(module: nn.Module, batch: Tensor) -> ExportedProgram:
     try:
-        with _quiet(), DynamicBatch():
+        with _quiet(), DynamicBatch(), KnownNumbers(module).following():
             return torch.export.export(
                 module,
                 (batch,),
@@ -101,6 +100,8 @@ def _export(module: nn.Module, batch: Tensor) -> ExportedProgram:
                 strict=False,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
+    except SptraceError:
+        raise
     except Exception as error:  # torch.export raises whatever the network's own code raises under tracing
         raise UnsupportedError(_why_export_failed(error)) from error
 
@@ -182,14 +183,8 @@ def _why_export_failed(error: Exception) -> str:
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     if "data-dependent" in text or "Could not guard" in text:
         # The innermost of the network's own calls: the message itself names a call of ours.
-        where = [
-            frame
-            for frame in traceback.extract_tb(error.__traceback__)
-            if not frame.filename.startswith((HERE, _TORCH))
-        ]
-        place_ = f" at {where[-1].filename}:{where[-1].lineno}" if where else ""
         return (
-            f"the network branches on the values of a tensor{place_}, which no fixed graph can do: "
+            f"the network branches on the values of a tensor at {line_of(error)}, which no fixed graph can do: "
             "replace the branch by torch.where, or compile the part of the network without it"
         )
     if "batch" in text and ("specialized" in text or "Constraints violated" in text):

@@ -6,7 +6,6 @@ Nothing of this stays behind.
 from __future__ import annotations
 
 import inspect
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +19,6 @@ from sptrace.answers import logits_of
 from sptrace.errors import SptraceError, SptraceWarning, UnsupportedError
 from sptrace.forward_alone import ForwardAlone, forward_alone
 from sptrace.unchanged import unchanged
-
-HERE = os.path.dirname(__file__)
-"""For whoever reads stack traces: no source of the network's."""
 
 _HARNESSED = "_sptrace_mode"
 _WRAPPERS: dict[type, str] = {nn.DataParallel: "module", nn.parallel.DistributedDataParallel: "module"}
