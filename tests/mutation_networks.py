@@ -285,5 +285,6 @@ def photograph() -> Tensor:
 EXAMPLES: dict[str, Tensor] = {
     "random": deterministic.images(0, 1, 8),
     "ones": torch.ones(1, 3, 8, 8),
+    "zeros": torch.zeros(1, 3, 8, 8),
     "photograph": photograph(),
 }

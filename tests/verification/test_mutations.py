@@ -347,7 +347,7 @@ def counted(used: Counter[Any], target: Any) -> Callable[..., ir.Value]:
     return emitter
 
 
-some_examples = pytest.mark.parametrize("examples", [("ones", "photograph")], ids="-".join)
+some_examples = pytest.mark.parametrize("examples", [tuple(EXAMPLES)], ids="-".join)
 
 
 @some_examples
