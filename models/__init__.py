@@ -66,7 +66,7 @@ def resolve(model: str, *, weights: Path | None = None, size: int | None = None)
 
     Arguments:
         model: one of `names()`, `torchvision:NAME`, `timm:NAME` (a tag may follow: `timm:resnet50.a1_in1k`),
-            or the path of a .pt2 file written by `torch.export.save`: a program, whose loading can run code.
+            or the path of a .pt2 file written by `torch.export.save`; code in it is never run.
         weights: a state dict, as .safetensors or as `torch.load(weights_only=True)` reads it; code in it is
             never run. The number of classes is taken from it. None: the source's own pretrained weights.
         size: height and width of the input in pixels; None takes the size the network was trained for.

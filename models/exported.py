@@ -1,23 +1,32 @@
-"""A network that somebody exported: a .pt2 file written by `torch.export.save`.
+"""A network that somebody exported: a .pt2 file written by `torch.export.save`, which need not be trusted.
 
-Such a file is a program, and must be trusted like one. `torch.export.load` of torch 2.14 unpickles example
-inputs that are not plain tensors (tried: a file made for it ran a shell command), unpickles custom objects,
-evaluates symbolic expressions and loads shared libraries from the archive. sptrace cannot make that safe; a
-state dict given with --weights has none of this.
+`torch.export.load` runs code of the file: it unpickles example inputs and custom objects, evaluates expressions as
+Python, imports what tree specifications name. It is not used here. The archive is read by `pt2_archive`, tensors as
+data, its graph is built anew by `pt2_graph` from operators of a list (`pt2_operators`), and the few expressions that
+count are worked out by `pt2_sizes`. What needs more than these is refused.
 """
 
 from __future__ import annotations
 
-import zipfile
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
-from torch.fx import Node
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.fx import GraphModule, Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sptrace.artifact import Preprocessing
 from sptrace.errors import SptraceError
+from sptrace.models import pt2_archive, pt2_graph, pt2_sizes
 from sptrace.models.assembly import assemble
 from sptrace.models.libraries import fingerprint, first_line, quiet
 from sptrace.models.network import Network
@@ -26,10 +35,14 @@ _HOW = (
     "torch.export.export(model.eval(), (image,), "
     "dynamic_shapes=({0: torch.export.Dim('batch')},)) with image of [2, 3, height, width]"
 )
+# A graph has to be right for all batches; these are tried.
+_BATCHES = (1, 2, 3, 4, 5, 8, 13, 32, 100, 1000)
+_LARGEST_SIDE = 16384
+_LARGEST_TENSOR = 1 << 32
 
 
 def load(name: str, *, weights: Path | None, size: int | None) -> Network:
-    """Load the network of a .pt2 file; see `sptrace.models.resolve`.
+    """Load the network of a .pt2 file, running nothing of it but operators on tensors; see `sptrace.models.resolve`.
 
     Nothing in the file says how its pixels were normalised: mean and std are None, the program takes `image`
     in [-1, 1] as it is. Photographs are scaled to the input size and centre-cropped, or squeezed if oblong.
@@ -40,86 +53,110 @@ def load(name: str, *, weights: Path | None, size: int | None) -> Network:
         size: only for a file whose height and width are dynamic; None then takes those of its example input.
 
     Raises:
-        SptraceError: the file is no exported program; it takes something else than pictures in batches of
-            any size; it was exported in training mode.
+        SptraceError: the file is no exported program, or holds code; it takes something else than pictures in
+            batches of any size; it was exported in training mode.
     """
     if weights is not None:
         raise SptraceError(f"{name} carries its own weights: leave --weights out")
-    program = _read(Path(name))
-    _refuse_training(name, program)
-    shape = _input_size(name, program, size)
-    height, width = shape
-    preprocessing = Preprocessing(size=shape, resize=height if height == width else None)
-    return assemble(
-        _module(program), model=name, preprocessing=preprocessing, weights=fingerprint(Path(name))
-    )
-
-
-def _read(path: Path) -> ExportedProgram:
+    path = Path(name)
     if not path.is_file():
         raise SptraceError(f"{path}: no such file")
-    # A compiled package (AOTInductor) has the same suffix, and loading it would run its machine code.
-    if not zipfile.is_zipfile(path) or not any(
-        "/models/" in entry for entry in zipfile.ZipFile(path).namelist()
-    ):
-        raise SptraceError(f"{path} holds no exported program: write it with torch.export.save({_HOW}, FILE)")
+    with _reading(path):
+        archive = pt2_archive.read(path)
+        if archive is None:
+            raise SptraceError(
+                f"{path} holds no exported program: write it with torch.export.save({_HOW}, FILE)"
+            )
+        pictures = _pictures(name, archive.program)
+        shape = _input_size(name, pictures, size)
+        module = pt2_graph.build(archive)
+        _refuse_training(name, module)
+        _refuse_huge(name, module, shape)
+    height, width = shape
+    preprocessing = Preprocessing(size=shape, resize=height if height == width else None)
+    with _reading(path):
+        return assemble(module, model=name, preprocessing=preprocessing, weights=fingerprint(path))
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """One line in place of whatever a file that is damaged, or of another version of torch, makes go wrong."""
     try:
         with quiet():
-            return torch.export.load(path)
-    except Exception as error:  # whatever the deserialiser of an archive of another torch version trips over
+            yield
+    except SptraceError as error:
+        raise SptraceError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    except Exception as error:  # what lies in the file may be anything
         raise SptraceError(
-            f"{path} cannot be loaded ({type(error).__name__}: {first_line(error)}): "
+            f"{path} cannot be loaded ({type(error).__name__}: {ascii(first_line(error))[1:-1][:160]}): "
             f"export it again with torch {torch.__version__}"
         ) from error
 
 
-def _module(program: ExportedProgram) -> nn.Module:
-    """Turn the program into a module like any other, with the submodule names of the network it was."""
-    module = program.module()
-    # Its train() and eval() only raise: they cannot change the graph. After _refuse_training they need not.
-    for method in ("train", "eval"):
-        vars(module).pop(method, None)
-    return module
-
-
-def _input_size(name: str, program: ExportedProgram, size: int | None) -> tuple[int, int]:
-    inputs = program.graph_signature.user_inputs
-    images = [
-        node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs
-    ]
-    if (
-        len(images) != 1
-        or not isinstance(images[0], torch.Tensor)
-        or images[0].ndim != 4
-        or images[0].shape[1] != 3
-    ):
+def _pictures(name: str, program: pt2_archive.Json) -> pt2_sizes.Pictures:
+    """What the file says about its one input."""
+    inputs = pt2_graph.inputs(program)
+    pictures = pt2_sizes.read(program, inputs[0]) if len(inputs) == 1 and inputs[0] else None
+    if pictures is None or len(pictures.sizes) != 4 or pictures.sizes[1] != 3:
         raise SptraceError(
             f"{name} must take one input, images of [N, 3, height, width]: export it with {_HOW}"
         )
-    if images[0].dtype != torch.float32:
+    if pictures.dtype != torch.float32:
         raise SptraceError(
-            f"{name} takes {images[0].dtype}, not float32: export the network after model.float()"
+            f"{name} takes {pictures.dtype}, not float32: export the network after model.float()"
         )
-    batch, _, *own = images[0].shape
-    if not isinstance(batch, torch.SymInt):
+    return pictures
+
+
+def _input_size(name: str, pictures: pt2_sizes.Pictures, size: int | None) -> tuple[int, int]:
+    batch, _, *own = pictures.sizes
+    if isinstance(batch, int):
         raise SptraceError(f"{name} was exported for batches of {batch} only: export it with {_HOW}")
-    fixed = [isinstance(length, int) for length in own]
-    if size is not None and any(
-        length != size for length, is_fixed in zip(own, fixed, strict=True) if is_fixed
-    ):
+    fixed = [length for length in own if isinstance(length, int)]
+    if size is not None and any(length != size for length in fixed):
         raise SptraceError(f"{name} was exported for pictures of {own[0]} x {own[1]}: leave --size out")
-    if all(fixed):
-        return int(own[0]), int(own[1])
-    if size is not None:
-        return size, size
-    if program.example_inputs is None:
+    height, width = (length if size is None else size for length in pictures.example[2:])
+    if height is None or width is None:
         raise SptraceError(f"{name} takes pictures of any size and names none: choose one with --size")
-    height, width = program.example_inputs[0][0].shape[2:]
+    if not 0 < min(height, width) <= max(height, width) <= _LARGEST_SIDE:
+        raise SptraceError(f"{name} takes pictures of {height} x {width}, which is no size of a photograph")
+    for number in _BATCHES:
+        broken = pictures.broken((number, 3, height, width))
+        if broken is not None:
+            raise SptraceError(
+                f"{name} was exported for other input than {number} pictures of {height} x {width} "
+                f"(its condition: {ascii(broken)[1:-1][:160]}): choose --size by that, or export it with {_HOW}"
+            )
     return height, width
 
 
-def _refuse_training(name: str, program: ExportedProgram) -> None:
-    for node in program.graph.nodes:
+class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Stops at the first tensor that needs more memory than any network does for one picture."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes() > _LARGEST_TENSOR:
+                raise SptraceError(f"a tensor of {func} needs {tensor.untyped_storage().nbytes() >> 30} GiB")
+        return made
+
+
+def _refuse_huge(name: str, module: nn.Module, size: tuple[int, int]) -> None:
+    """Run the graph without data first: a few bytes of a file can ask for any amount of memory."""
+    bounded = _Bounded()  # type: ignore[no-untyped-call]
+    undecided = (DataDependentOutputException, DynamicOutputShapeException)
+    with (
+        contextlib.suppress(*undecided),
+        torch.no_grad(),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        bounded,
+    ):
+        module(torch.zeros(1, 3, *size))
+
+
+def _refuse_training(name: str, module: nn.Module) -> None:
+    graphs = [inner.graph for inner in module.modules() if isinstance(inner, GraphModule)]
+    for node in (node for graph in graphs for node in graph.nodes):
         if _trains(node):
             raise SptraceError(
                 f"{name} was exported in training mode ({node.target} of {node.name} acts as in training): "

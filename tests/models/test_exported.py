@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from pt2_files import changed, entries, written
 from torch import Tensor, nn
 from torch.export import Dim
 from torchvision.models import alexnet, resnet18
@@ -124,6 +125,17 @@ def test_training_mode_is_refused(tmp_path, module: nn.Module) -> None:
 class Sum(nn.Module):
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         return (left + right).flatten(1)
+
+
+def test_more_memory_than_a_network_needs_is_refused(tmp_path) -> None:
+    content = entries(Path(export(tmp_path / "net.pt2", Small().eval(), picture(2, 3, 16, 16))).read_bytes())
+
+    def enlarge(document: dict[str, Any]) -> None:
+        node = document["graph_module"]["graph"]["nodes"][0]
+        node["inputs"].append({"name": "padding", "arg": {"as_ints": [1 << 17, 1 << 17]}, "kind": 1})
+
+    with pytest.raises(SptraceError, match=r"a tensor of .*conv.* needs \d+ GiB"):
+        resolve(written(tmp_path / "net.pt2", changed(content, "models/model.json", enlarge)))
 
 
 def test_what_takes_no_pictures_is_refused(tmp_path) -> None:
