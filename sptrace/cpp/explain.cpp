@@ -77,18 +77,20 @@ class JsonReader {
  public:
   explicit JsonReader(const std::string& text) : at_(text.data()), end_(at_ + text.size()) {}
 
-  Json value() {
+  // `depth` is how many lists and objects are open; the compiler writes fewer than ten within each other.
+  Json value(int depth = 0) {
     Json result;
+    if (depth > 100) damaged();
     if (accept('{')) {
       while (!accept('}')) {
         result.keys.push_back(string());
         expect(':');
-        result.items.push_back(value());
+        result.items.push_back(value(depth + 1));
         accept(',');
       }
     } else if (accept('[')) {
       while (!accept(']')) {
-        result.items.push_back(value());
+        result.items.push_back(value(depth + 1));
         accept(',');
       }
     } else if (peek() == '"') {
@@ -113,8 +115,10 @@ class JsonReader {
   }
 
   void expect(char wanted) {
-    if (!accept(wanted)) fail("the artifact's description is damaged: compile it again");
+    if (!accept(wanted)) damaged();
   }
+
+  [[noreturn]] static void damaged() { fail("the artifact's description is damaged: compile it again"); }
 
   std::string string() {
     std::string result;
@@ -183,8 +187,11 @@ void write_file(const std::string& path, const Bytes& bytes) {
   }
 }
 
-Picture blank(std::int64_t width, std::int64_t height, const std::string& path) {
+void check_size(std::int64_t width, std::int64_t height, const std::string& path) {
   if (width < 1 || height < 1 || width > (1 << 28) / height) fail(path + " has no size that a photograph has");
+}
+
+Picture blank(std::int64_t width, std::int64_t height) {
   return {width, height, Bytes(static_cast<std::size_t>(3 * width * height))};
 }
 
@@ -205,9 +212,12 @@ Picture read_ppm(const Bytes& file, const std::string& path) {
   };
   const std::int64_t width = number(), height = number(), maximum = number();
   if (maximum != 255) fail(path + " is no PPM of 8 bits a colour");
-  Picture picture = blank(width, height, path);
   ++at;  // the one space after the numbers
-  if (file.size() < at || file.size() - at < picture.pixels.size()) fail(path + " ends too early: it is damaged");
+  check_size(width, height, path);
+  if (file.size() < at || file.size() - at < static_cast<std::size_t>(3 * width * height)) {
+    fail(path + " ends too early: it is damaged");
+  }
+  Picture picture = blank(width, height);
   std::copy_n(file.begin() + static_cast<std::ptrdiff_t>(at), picture.pixels.size(), picture.pixels.begin());
   return picture;
 }
@@ -369,11 +379,12 @@ Picture read_png(const Bytes& file, const std::string& path) {
   }
   if (header[12] != 0) fail(path + " is an interlaced PNG: save it without interlacing");
   const std::size_t channels = found->second, pixel_bits = channels * static_cast<std::size_t>(depth);
-  Picture picture = blank(big_endian(&header[0]), big_endian(&header[4]), path);
-  const auto width = static_cast<std::size_t>(picture.width), height = static_cast<std::size_t>(picture.height);
+  const std::size_t width = big_endian(&header[0]), height = big_endian(&header[4]);
+  check_size(static_cast<std::int64_t>(width), static_cast<std::int64_t>(height), path);
   const std::size_t row_bytes = (width * pixel_bits + 7) / 8, back = (pixel_bits + 7) / 8;
   Bytes rows = Inflate(chunks["IDAT"], height * (row_bytes + 1)).all();
   if (rows.size() != height * (row_bytes + 1)) fail(path + " ends too early: it is damaged");
+  Picture picture = blank(static_cast<std::int64_t>(width), static_cast<std::int64_t>(height));
 
   const Bytes zeros(row_bytes, 0);
   for (std::size_t y = 0; y < height; ++y) {
@@ -561,7 +572,7 @@ class Explainer {
   // The class's name, or its number where the artifact has no names or explains a layer's channels.
   std::string label(std::int64_t target) const {
     if (explains_a_layer()) return "channel " + std::to_string(target);
-    if (!labels_.empty()) return labels_[static_cast<std::size_t>(target)];
+    if (static_cast<std::size_t>(target) < labels_.size()) return labels_[static_cast<std::size_t>(target)];
     return (link() == "none" ? "output " : "class ") + std::to_string(target);
   }
 
@@ -592,6 +603,8 @@ class Explainer {
     for (const float score : all) sum += std::exp(score - largest);
     return std::exp(own - largest) / sum;
   }
+
+  bool draws() const { return std::count(outputs_.begin(), outputs_.end(), "overlay") > 0; }
 
   bool explains_a_layer() const { return std::count(outputs_.begin(), outputs_.end(), "activation") > 0; }
 
@@ -643,6 +656,8 @@ class Explainer {
       } else if (name == "activation") {
         units = numbers(answers[i]);
       } else if (name == "overlay") {
+        check_type(answers[i], ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8);
+        if (answers[i].GetTensorTypeAndShapeInfo().GetElementCount() != picture.pixels.size()) damaged();
         const auto* pixels = answers[i].GetTensorData<std::uint8_t>();
         result.overlay = Picture{picture.width, picture.height, Bytes(pixels, pixels + picture.pixels.size())};
       }
@@ -650,6 +665,8 @@ class Explainer {
     const bool pair = units.empty() && is_pair(result.logits);
     if (units.empty()) units = scores(result.logits);
     const auto count = static_cast<std::int64_t>(units.size());
+    const bool ascends = !result.logits_out.empty();
+    if (count == 0 || result.logits.empty() || (ascends && result.logits_out.size() != result.logits.size())) damaged();
     if (target < -1 || target >= count) {
       fail("there is no class " + std::to_string(target) + ": give 0 to " + std::to_string(count - 1));
     }
@@ -678,8 +695,11 @@ class Explainer {
   std::int64_t units() const {
     const std::string name = explains_a_layer() ? "activation" : "logits";
     const auto at = std::find(outputs_.begin(), outputs_.end(), name) - outputs_.begin();
-    const std::int64_t given =
-        session_.GetOutputTypeInfo(static_cast<std::size_t>(at)).GetTensorTypeAndShapeInfo().GetShape().back();
+    if (static_cast<std::size_t>(at) == outputs_.size()) damaged();
+    const std::vector<std::int64_t> shape =
+        session_.GetOutputTypeInfo(static_cast<std::size_t>(at)).GetTensorTypeAndShapeInfo().GetShape();
+    if (shape.empty()) damaged();
+    const std::int64_t given = shape.back();
     return name == "logits" && given == 1 && labels_.size() == 2 ? 2 : given;
   }
 
@@ -704,7 +724,14 @@ class Explainer {
     return false;
   }
 
+  [[noreturn]] static void damaged() { fail("the artifact has other outputs than sptrace writes: compile it again"); }
+
+  static void check_type(const Ort::Value& value, ONNXTensorElementDataType type) {
+    if (!value.IsTensor() || value.GetTensorTypeAndShapeInfo().GetElementType() != type) damaged();
+  }
+
   static std::vector<float> numbers(const Ort::Value& value) {
+    check_type(value, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
     const auto* data = value.GetTensorData<float>();
     return {data, data + value.GetTensorTypeAndShapeInfo().GetElementCount()};
   }
@@ -714,8 +741,10 @@ class Explainer {
     Ort::Value value = Ort::Value::CreateTensor(allocator, nullptr, 0, type);
     if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) {
       *value.GetTensorMutableData<std::int64_t>() = std::llround(number);
-    } else {
+    } else if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
       *value.GetTensorMutableData<float>() = static_cast<float>(number);
+    } else {
+      damaged();
     }
     return value;
   }
@@ -843,7 +872,7 @@ void run(const Arguments& arguments) {
   const Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "sptrace");
   Explainer explainer(env, arguments.artifact, session_options(arguments));
   const std::int64_t target = explainer.find(arguments.target);
-  if (!arguments.output.empty() && explainer.description()["overlay"].text != "true") {
+  if (!arguments.output.empty() && !explainer.draws()) {
     fail(arguments.artifact + " draws no overlay: compile with --overlay, or leave out -o");
   }
 

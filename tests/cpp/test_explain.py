@@ -365,6 +365,49 @@ def test_artifacts_that_do_not_fit(toy: Any, mirror: Path, run: Run, tmp_path: P
     assert "was not written by sptrace" in run(mirror, path).stderr
 
 
+def described(model: Path, text: str) -> None:
+    """Give an artifact another description."""
+    loaded = onnx.load(model)
+    helper.set_model_props(loaded, {METADATA_KEY: text})
+    onnx.save(loaded, model)
+
+
+def test_a_description_that_is_nested_without_end(mirror: Path, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "photo.ppm"
+    photograph("RGB").save(path)
+    for opening in ("[", '{"a":'):
+        described(mirror, '{"input": "uint8", "labels": ' + opening * 1_000_000)
+        done = run(mirror, path)
+        assert done.returncode == 2
+        assert done.stderr == "error: the artifact's description is damaged: compile it again\n"
+
+
+def test_names_for_fewer_classes_than_there_are(mirror: Path, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "photo.ppm"
+    photograph("RGB").save(path)
+    described(mirror, '{"input": "uint8", "labels": ["red"]}')
+    assert run(mirror, path, "--target", "2").stdout.startswith("class 2 (2)")
+
+
+def test_outputs_of_other_types_and_sizes(mirror: Path, run: Run, tmp_path: Path) -> None:
+    """What memory is read by is what onnxruntime says, not what the description does."""
+    path = tmp_path / "photo.ppm"
+    photograph("RGB").save(path)
+    for name, kind in (("attribution", TensorProto.DOUBLE), ("overlay", TensorProto.FLOAT)):
+        model = onnx.load(mirror)
+        (output,) = (output for output in model.graph.output if output.name == name)
+        output.type.tensor_type.elem_type = kind
+        (node,) = (node for node in model.graph.node if node.output[0] == name)
+        node.output[0] = "other"
+        model.graph.node.append(helper.make_node("Cast", ["other"], [name], to=kind))
+        for reader in model.graph.node:
+            reader.input[:] = [
+                "other" if given == name and reader.output[0] != name else given for given in reader.input
+            ]
+        onnx.save(model, tmp_path / "other.onnx")
+        assert "has other outputs than sptrace writes" in run(tmp_path / "other.onnx", path).stderr
+
+
 def test_a_library_that_is_missing_or_too_old(mirror: Path, run: Run, tmp_path: Path) -> None:
     path, source, library = tmp_path / "photo.ppm", tmp_path / "old.cpp", tmp_path / "old.so"
     photograph("RGB").save(path)
