@@ -40,6 +40,8 @@ def check_input(kind: str, overlay: bool) -> None:
     """
     if kind not in INPUTS:
         raise SptraceError(f"there is no input {kind!r}: use {' or '.join(INPUTS)}")
+    if not isinstance(overlay, bool):
+        raise SptraceError(f"overlay must be True or False, not {overlay!r}")
     if overlay and kind != "uint8":
         raise SptraceError("an overlay lies over the photograph: compile with input uint8 (--input uint8)")
 

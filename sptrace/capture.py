@@ -171,6 +171,8 @@ def check_picture(example: Tensor, what: str) -> None:
         given = f"{list(example.shape)} {example.dtype}"
     elif example.device.type != "cpu":
         given = f"one on {example.device}"
+    elif example.layout != torch.strided:
+        given = "a sparse one"
     elif not example.isfinite().all():
         given = "one with NaN or infinite values"
     else:

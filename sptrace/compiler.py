@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -15,21 +15,29 @@ import torch
 from torch import Tensor, fx, nn
 
 from sptrace import cam_layer, capture, half_precision
-from sptrace.artifact import METADATA_KEY, Description, Preprocessing, check_input, check_precision
+from sptrace.artifact import (
+    METADATA_KEY,
+    SMALLEST_STD,
+    Description,
+    Preprocessing,
+    check_input,
+    check_precision,
+)
 from sptrace.assemble import Assembled, assemble
 from sptrace.composition import compose
 from sptrace.dead_leaves import dead_leaves
 from sptrace.emission import emit, saving
 from sptrace.emission.pictures import take_pictures
-from sptrace.errors import SptraceError
+from sptrace.errors import SptraceError, SptraceWarning
 from sptrace.graph import value
 from sptrace.harness import harnessed, reason, unwrapped
 from sptrace.images import outside
 from sptrace.layout import NO_LAYER, Layout, layout, with_prefix
-from sptrace.links import LINKS, Outputs
+from sptrace.links import LINKS, Outputs, check_link
 from sptrace.models.labels import of_mapping
 from sptrace.models.network import Network
 from sptrace.neuron import Neuron
+from sptrace.numbers import is_finite, plain
 from sptrace.outputs import normalised, read_outputs
 from sptrace.programs import ProgramKind, program_kind
 from sptrace.softening import DEFAULT_PRESET, Softening
@@ -198,7 +206,7 @@ def compile_network(
         precision,
         input,
         overlay,
-        progress,
+        _telling(progress),
     )
     try:
         with torch.inference_mode(False):
@@ -211,6 +219,20 @@ def compile_network(
         raise SptraceError(
             f"please report the network, this is an error of sptrace: {reason(error)}"
         ) from error
+
+
+def _telling(progress: Progress) -> Progress:
+    """The caller's function, whose errors are the caller's."""
+
+    def tell(stage: str) -> None:
+        try:
+            progress(stage)
+        except Exception as error:
+            raise SptraceError(
+                f"progress must be a function of one text, the stage, and fails: {reason(error)}"
+            ) from error
+
+    return tell
 
 
 def _compile_network(
@@ -235,6 +257,8 @@ def _compile_network(
         raise SptraceError("mean and std belong together: give both or neither")
     check_precision(precision)
     check_input(input, overlay)
+    check_link(link, keep_link)
+    _check_scale(preprocessing)
     pictures = _calibration(calibration, example, preprocessing, softening)
     _require_finite(network.module)
     progress("capturing the network")
@@ -373,7 +397,11 @@ def _outputs(
     """What the outputs are; a link at the graph's end is taken off unless it is to be kept."""
     pictures = torch.cat([example[:1], example[:1].flip(-1)])
     return read_outputs(
-        captured, normalised(pictures, network.preprocessing), link or network.link, keep_link, network.labels
+        captured,
+        normalised(pictures, network.preprocessing),
+        network.link if link is None else link,
+        keep_link,
+        network.labels,
     )
 
 
@@ -495,27 +523,40 @@ def _triple(given: object, name: str) -> tuple[float, float, float] | None:
     if given is None:
         return None
     channels = _numbers(given, 3)
-    if channels is None or (name == "std" and min(channels) <= 0):
-        raise SptraceError(
-            f"{name} must be three numbers{' above 0' if name == 'std' else ''}, not {given!r}"
-        )
+    if channels is None or (name == "std" and min(channels) < SMALLEST_STD):
+        above = f" above 0, at least {SMALLEST_STD:g}" if name == "std" else ""
+        raise SptraceError(f"{name} must be three numbers{above}, not {given!r}")
     return channels[0], channels[1], channels[2]
 
 
 def _numbers(given: object, count: int) -> list[float] | None:
-    """The finite numbers of a sequence of `count`; None if it is something else."""
+    """The numbers of a sequence of `count` that float32 can compute with; None if it is something else."""
+    if isinstance(given, str | bytes | Mapping | Set):  # sets have no order
+        return None
     try:
-        numbers = [float(number) for number in given]  # type: ignore[attr-defined]  # what fails is answered here
+        numbers = [plain(number) for number in given]  # type: ignore[attr-defined]  # what fails is answered here
+        numbers = [number if isinstance(number, bool | str) else float(number) for number in numbers]
     except (TypeError, ValueError):
         return None
-    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
+    return numbers if len(numbers) == count and all(map(is_finite, numbers)) else None
+
+
+def _check_scale(preprocessing: Preprocessing) -> None:
+    """Warn of a mean that no pixel has: of pixels of 0 to 255, as a rule."""
+    mean = preprocessing.mean
+    if mean is not None and not all(0 <= number <= 1 for number in mean):
+        warnings.warn(
+            f"mean is {mean}, and pixels are 0 to 1 there: if it is of pixels of 0 to 255, divide mean and std by 255",
+            SptraceWarning,
+            stacklevel=2,
+        )
 
 
 def _labels(given: Sequence[str] | Mapping[int, str] | None) -> tuple[str, ...] | None:
     if given is None:
         return None
     names = of_mapping(given) if isinstance(given, Mapping) else given
-    labels = () if isinstance(names, str) or names is None else tuple(names)
+    labels = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str | Set) else ()
     if not labels or not all(isinstance(label, str) for label in labels):
         raise SptraceError(
             "labels must be a list of texts, one name per class, or a mapping from 0, 1, ... to texts"

@@ -23,14 +23,20 @@ TAKEN_OFF = ("softmax", "log_softmax", "sigmoid", "logsigmoid")
 """What a network may end in that the compiled program does not."""
 
 
-def check_link(link: object) -> None:
+def check_link(link: object, keep_link: object = False) -> None:
     """Refuse what is no link.
 
+    Arguments:
+        link: one of `LINKS`, or None.
+        keep_link: is what the network ends in to be kept?
+
     Raises:
-        SptraceError: it is none of `LINKS`.
+        SptraceError: they are something else.
     """
-    if link not in LINKS:
+    if not (link is None or (isinstance(link, str) and link in LINKS)):
         raise SptraceError(f"there is no link {link!r}: use one of {', '.join(LINKS)}")
+    if not isinstance(keep_link, bool):
+        raise SptraceError(f"keep_link must be True or False, not {keep_link!r}")
 
 
 @dataclass(frozen=True)

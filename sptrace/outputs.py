@@ -50,8 +50,7 @@ def read_outputs(
         SptraceError: what is asked cannot be, or labels do not fit.
         UnsupportedError: the network ends in a softmax over one class.
     """
-    if asked is not None:
-        check_link(asked)
+    check_link(asked, keep_link)
     (count,) = static_shape(answer(captured), [1])
     tail = find_link(captured)
     keeps = keep_link or asked in ("identity", "none")

@@ -379,8 +379,8 @@ PROGRAMS: Mapping[str, ProgramKind] = MappingProxyType(
 
 def program_kind(name: str) -> ProgramKind:
     """The program of that name; SptraceError if there is none."""
-    if name not in PROGRAMS:
-        close = difflib.get_close_matches(name, PROGRAMS, n=2)
+    if not isinstance(name, str) or name not in PROGRAMS:
+        close = difflib.get_close_matches(str(name), PROGRAMS, n=2)
         meant = f"did you mean {' or '.join(close)}? " if close else ""
         raise SptraceError(f"there is no program {name!r}: {meant}use one of {', '.join(PROGRAMS)}")
     return PROGRAMS[name]

@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from sptrace.artifact import METADATA_KEY, Description
 from sptrace.binding import BoundExplainer
 from sptrace.errors import SptraceError, SptraceWarning
 from sptrace.images import checked, outside
-from sptrace.numbers import plain
+from sptrace.numbers import is_whole, plain
 from sptrace.programs import program_kind
 from sptrace.targets import PREDICTED
 
@@ -243,9 +242,10 @@ class Explainer:
                 "this artifact takes photographs of any size, for which no place can be kept: "
                 "compile it with input float32"
             )
-        if batch < 1 or (self.batch is not None and batch != self.batch):
+        batch = plain(batch)
+        if not is_whole(batch) or batch < 1 or (self.batch is not None and batch != self.batch):
             wanted = "1 or more" if self.batch is None else f"{self.batch}, as it was loaded"
-            raise SptraceError(f"cannot bind a batch of {batch}: give {wanted}")
+            raise SptraceError(f"cannot bind a batch of {batch!r}: give {wanted}")
         return BoundExplainer(self, self._session, batch, device, device_id)
 
     def attribute(
@@ -370,9 +370,11 @@ def load(
         SptraceError: the file is missing, is not ONNX, or was not written by sptrace; a provider is not
             available.
     """
-    if not Path(path).is_file():
+    if not isinstance(path, str | os.PathLike):
+        raise SptraceError(f"the path of an artifact is a text or a path, not {type(path).__name__}")
+    if not os.path.isfile(path):
         raise SptraceError(f"there is no file {path}: give an artifact that `sptrace compile` wrote")
-    chosen: Sequence[Provider] = ["CPUExecutionProvider"] if providers is None else providers
+    chosen: Sequence[Provider] = ["CPUExecutionProvider"] if providers is None else _providers(providers)
     names = [_name(provider) for provider in chosen]
     _require_providers(names, onnxruntime.get_available_providers(), "is not part of this onnxruntime")
     session = _session(path, chosen, threads, batch)
@@ -430,6 +432,24 @@ def _has_shape(shape: Sequence[int | str | None] | None, wanted: Sequence[int | 
     )
 
 
+def _providers(given: object) -> list[Provider]:
+    """Names, or pairs of a name and options."""
+    chosen = list(given) if isinstance(given, list | tuple) else []
+    if not chosen or not all(
+        isinstance(one, str)
+        or (
+            isinstance(one, list | tuple)
+            and [type(part) for part in one[:2]] == [str, dict]
+            and len(one) == 2
+        )
+        for one in chosen
+    ):
+        raise SptraceError(
+            f"providers must be a list of names, or of pairs of a name and a dict of options, not {given!r}"
+        )
+    return chosen
+
+
 def _name(provider: Provider) -> str:
     return provider if isinstance(provider, str) else provider[0]
 
@@ -441,13 +461,14 @@ def _session(
     options.log_severity_level = (
         3  # errors; its warnings concern those who write the file, not those who run it
     )
+    threads, batch = plain(threads), plain(batch)
     if threads is not None:
-        if not 1 <= threads <= MOST_THREADS:
-            raise SptraceError(f"cannot run on {threads} threads: give 1 to {MOST_THREADS}")
+        if not (is_whole(threads) and 1 <= threads <= MOST_THREADS):
+            raise SptraceError(f"cannot run on {threads!r} threads: give 1 to {MOST_THREADS}")
         options.intra_op_num_threads = threads
     if batch is not None:
-        if batch < 1:
-            raise SptraceError(f"cannot take {batch} images at a time: give 1 or more")
+        if not (is_whole(batch) and batch >= 1):
+            raise SptraceError(f"cannot take {batch!r} images at a time: give 1 or more")
         options.add_free_dimension_override_by_name("N", batch)
     # One block laid out for all tensors holds more at its peak than they need, and is no faster on a CPU.
     options.enable_mem_pattern = any(_name(provider) != "CPUExecutionProvider" for provider in providers)

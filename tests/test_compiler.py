@@ -19,7 +19,7 @@ import sptrace
 from sptrace import installing
 from sptrace.artifact import METADATA_KEY, Description, GateCount, Preprocessing
 from sptrace.compiler import example_image
-from sptrace.errors import SptraceError, UnsupportedError
+from sptrace.errors import SptraceError, SptraceWarning, UnsupportedError
 from sptrace.graph import placeholder, shape, value
 from sptrace.sizes import BATCH
 from sptrace.softening import MEASURED
@@ -353,6 +353,17 @@ def test_weights_that_no_network_computes_with(broken: float) -> None:
     ("arguments", "message"),
     [
         ({"program": "saliency"}, "there is no program 'saliency'"),
+        ({"program": None}, "there is no program None"),
+        ({"program": ["gradient"]}, r"there is no program \['gradient'\]"),
+        ({"progress": None}, "progress must be a function of one text, the stage, and fails: TypeError"),
+        (
+            {"progress": lambda: None},
+            "progress must be a function of one text, the stage, and fails: TypeError",
+        ),
+        ({"link": ""}, "there is no link ''"),
+        ({"link": []}, r"there is no link \[\]"),
+        ({"keep_link": "no"}, "keep_link must be True or False, not 'no'"),
+        ({"input": "uint8", "overlay": "no"}, "overlay must be True or False, not 'no'"),
         ({"softening": "gentle"}, "there is no softening preset 'gentle'"),
         ({"softening": 0.6}, "softening must be the name of a preset or a Softening, not float"),
         ({"mean": MEAN}, "mean and std belong together: give both or neither"),
@@ -361,6 +372,14 @@ def test_weights_that_no_network_computes_with(broken: float) -> None:
         ({"mean": 0.5, "std": STD}, "mean must be three numbers, not 0.5"),
         ({"mean": "abc", "std": STD}, "mean must be three numbers, not 'abc'"),
         ({"mean": (0.5, 0.5, float("nan")), "std": STD}, "mean must be three numbers"),
+        ({"mean": {0.4, 0.5, 0.6}, "std": STD}, "mean must be three numbers, not {"),
+        ({"mean": b"abc", "std": STD}, "mean must be three numbers, not b'abc'"),
+        ({"mean": (1e31,) * 3, "std": STD}, "mean must be three numbers"),
+        ({"mean": (True,) * 3, "std": STD}, "mean must be three numbers"),
+        (
+            {"mean": MEAN, "std": (1e-300,) * 3},
+            r"std must be three numbers above 0, at least 1e-06, not \(1e-300",
+        ),
         ({"mean": MEAN, "std": (0.2, 0.0, 0.2)}, "std must be three numbers above 0"),
         ({"mean": MEAN, "std": (0.2, -0.1, 0.2)}, "std must be three numbers above 0"),
         ({"mean": MEAN, "std": (0.2, 0.1, float("inf"))}, "std must be three numbers above 0"),
@@ -369,6 +388,10 @@ def test_weights_that_no_network_computes_with(broken: float) -> None:
         ({"input_range": (0, float("inf"))}, "input_range must be two numbers"),
         ({"input_range": (0, 0.5, 1)}, "input_range must be two numbers"),
         ({"input_range": 255}, "input_range must be two numbers"),
+        ({"input_range": "01"}, "input_range must be two numbers, .*, not '01'"),
+        ({"input_range": (-1e38, 1e38)}, "input_range must be two numbers"),
+        ({"labels": 7}, "labels must be a list of texts"),
+        ({"labels": set(LABELS)}, "labels must be a list of texts"),
         ({"labels": LABELS[:-1]}, "6 labels for 7 classes: give one name per class"),
         ({"labels": "abcdefg"}, "labels must be a list of texts"),
         ({"labels": list(range(7))}, "labels must be a list of texts"),
@@ -390,6 +413,7 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
         (classifier().half(), images(1), "the network's 'stem.0.weight' is torch.float16"),
         ("resnet18", images(1), "the network must be a torch.nn.Module, not str"),
         (classifier(), images(1).double(), "the example must be a float32 tensor"),
+        (classifier(), images(1).to_sparse(), "the example must be a float32 tensor .*, not a sparse one"),
         (classifier(), images(1)[:, :1], r"the example must have 3 channels, \[N, 3, H, W\], not \[1, 1,"),
         (small(lambda self, x: torch.fft.fft(x).real), images(1), "there is no pullback rule for aten"),
         (
@@ -425,6 +449,13 @@ def test_pictures_of_another_scale(example: Tensor, arguments: dict[str, Any], v
     ) as error:
         sptrace.compile(classifier(), example, **arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_mean_that_no_pixel_has() -> None:
+    """Given for pixels of 0 to 255, as some libraries write it."""
+    mean, std = ([255 * number for number in numbers] for numbers in (MEAN, STD))
+    with pytest.warns(SptraceWarning, match=r"^mean is \(123\.\S+, .* divide mean and std by 255$"):
+        sptrace.compile(classifier(), images(1), mean=mean, std=std)
 
 
 def test_rounding_is_no_other_scale() -> None:

@@ -296,9 +296,32 @@ def test_gpu_providers(toy: Any, monkeypatch: pytest.MonkeyPatch, provider: Any)
     assert given == [provider, "CPUExecutionProvider"]
 
 
-def test_threads_are_checked(toy: Any) -> None:
-    with refused("0 threads"):
-        runtime.load(toy.path, threads=0)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threads": 0}, "cannot run on 0 threads: give 1 to"),
+        ({"threads": 1.5}, "cannot run on 1.5 threads"),
+        ({"threads": "2"}, "cannot run on '2' threads"),
+        ({"threads": True}, "cannot run on True threads"),
+        ({"batch": 0}, "cannot take 0 images at a time: give 1 or more"),
+        ({"batch": 2.0}, "cannot take 2.0 images at a time"),
+        ({"batch": 2**70}, f"cannot take {2**70} images at a time"),
+        ({"providers": []}, r"providers must be a list of names, .*, not \[\]"),
+        ({"providers": "CPUExecutionProvider"}, "providers must be a list of names"),
+        ({"providers": ("CPUExecutionProvider", {})}, "providers must be a list of names"),
+        ({"providers": [None]}, "providers must be a list of names"),
+        ({"path": None}, "the path of an artifact is a text or a path, not NoneType"),
+        ({"path": 3}, "the path of an artifact is a text or a path, not int"),
+    ],
+    ids=str,
+)
+def test_what_it_is_loaded_with_is_checked(toy: Any, arguments: dict[str, Any], message: str) -> None:
+    with refused(f"^{message}"):
+        runtime.load(**{"path": toy.path} | arguments)
+
+
+def test_numbers_of_numpy_are_numbers(toy: Any) -> None:
+    assert runtime.load(toy.path, threads=np.int64(1), batch=np.int32(2)).batch == 2
 
 
 def test_the_runtime_needs_neither_torch_nor_onnx(toy: Any) -> None:
