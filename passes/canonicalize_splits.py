@@ -38,7 +38,8 @@ def canonicalize_splits(module: fx.GraphModule) -> int:
         with builder.replacing(node):
             builder.replace(node, _piece(builder, cut, index, *cut.args, **cut.kwargs))
         count += 1
-    module.graph.eliminate_dead_code()
+    if count:
+        module.graph.eliminate_dead_code()
     return count
 
 

@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, parameter, shape
-from sptrace.passes.functionalize import memory_of
+from sptrace.passes.functionalize import memory_of, written_by
 from sptrace.sizes import BATCHES, BatchSize, Size
 
 aten = torch.ops.aten
@@ -101,8 +101,8 @@ def _filled(module: fx.GraphModule) -> set[fx.Node]:
             if not _reads_shape_alone(node, argument)
         ):
             dependent.add(node)
-            if _writes(node):
-                written |= memory_of(node)
+            for argument in written_by(node):
+                written |= memory_of(argument) if isinstance(argument, fx.Node) else set()
     own = set().union(
         *(memory_of(node) for node in module.graph.nodes if node.op in ("get_attr", "placeholder"))
     )
@@ -124,6 +124,13 @@ class _Run:
         self.known: dict[fx.Node, Values] = {}
         self._module = module
         self._own: set[int] = set()
+        self._changed = {
+            storage
+            for node in module.graph.nodes
+            for argument in written_by(node)
+            if isinstance(argument, fx.Node)
+            for storage in memory_of(argument)
+        }
         self.filled = _filled(module)
         """Memory that is allocated as a constant, and then filled with what depends on the image."""
 
@@ -133,6 +140,8 @@ class _Run:
 
     def takes(self, node: fx.Node) -> bool:
         """Compute the node if that is possible."""
+        if node.op == "get_attr" and memory_of(node) & self._changed:
+            return False
         if node.op == "get_attr":
             data = parameter(self._module, node)
             self._own.add(data.untyped_storage().data_ptr())
@@ -172,7 +181,8 @@ class _Run:
             return False
         if not _writes(node):
             return True
-        changed = self.known[node.args[0]][0]  # type: ignore[index]
+        (place,) = written_by(node)[:1]
+        changed = self.known[place][0]
         return isinstance(changed, Tensor) and changed.untyped_storage().data_ptr() not in self._own
 
     def _run(self, node: fx.Node, index: int) -> Any:
@@ -208,6 +218,13 @@ def _for_every_picture(node: fx.Node, values: Values) -> Tensor | None:
         if isinstance(size, BatchSize):
             first, second = first.narrow(dim, 0, 1), second.narrow(dim, 0, 1)
     same = all(
-        torch.equal(one.expand_as(value), value) for one, value in zip((first, second), values, strict=True)
+        _is_same(one.expand_as(value), value) for one, value in zip((first, second), values, strict=True)
     )
-    return first if same and torch.equal(first, second) else None
+    return first if same and _is_same(first, second) else None
+
+
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    """Equal, where NaN equals NaN: memory that is yet to be filled."""
+    return first.shape == second.shape and bool(
+        ((first == second) | ((first != first) & (second != second))).all()
+    )

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from sptrace.constants import constant
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, shape, value
-from sptrace.passes.canonicalize_shapes import RESHAPES
-from sptrace.sizes import BatchSize
+from sptrace.graph import GraphBuilder, parameter, shape, value
+from sptrace.passes.canonicalize_splits import canonicalize_splits
+from sptrace.views import put_back
 
 aten = torch.ops.aten
 
 
-VIEWS: dict[Target, Callable[..., fx.Node | None]] = {}
-"""For every op whose result is a part of its input's memory: the input with another part in that place.
-
-Called with the builder, the input, the new part, and the op's other arguments; None where that is not covered.
-"""
+OVERWRITING = frozenset({aten.copy.default, aten.fill.Scalar, aten.fill.Tensor})
+"""Of what they write to, they read the shape alone."""
 
 
 def functionalize(module: fx.GraphModule) -> int:
@@ -28,124 +28,29 @@ def functionalize(module: fx.GraphModule) -> int:
 
     1. y = relu_(x); z = add(x, 1)                            ->  y = relu(x); z = add(y, 1)
     2. p = slice(x, 2, 1, 9); copy_(p, q); y = softmax(x, 1)  ->  p = slice(x, 2, 1, 9); u = copy(p, q);
-       (slices, layers, transposes and reshapes of x)             y = softmax(cat([x[:, :, :1], u, x[:, :, 9:]], 2), 1)
+       (any view of `sptrace.views`)                              y = softmax(cat([x[:, :, :1], u, x[:, :, 9:]], 2), 1)
+    3. v = transpose(x, 2, 3); relu_(x); y = mul(v, 2)        ->  u = relu(x); v = transpose(u, 2, 3); y = mul(v, 2)
+    4. z = mul(x, 2, out=y)                                   ->  z = mul(x, 2)
+
+    What forward writes into the network's own memory (counters, averages, queues) is dropped where the output does not
+    depend on it, and where it changes nothing.
 
     Declines with UnsupportedError where
 
-    1. yet another name of the changed memory (another view of the tensor) is read later: then the write would have to
-       be carried over to that one;
-    2. the network overwrites a constant of its own: then each call would explain another network.
+    1. memory is changed through a view that cannot be put back, and read again under another name;
+    2. the output depends on what the network has overwritten: then each call would explain another network.
     """
-    builder = GraphBuilder(module)
-    memory = {node: memory_of(node) for node in module.graph.nodes}
+    if not any(_writes(node) for node in module.graph.nodes):
+        return 0
+    canonicalize_splits(module)
+    memory = _Memory(module)
     count = 0
     for node in list(module.graph.nodes):
-        if not (isinstance(node.target, OpOverload) and node.target._schema.is_mutable):
-            continue
-        changed = node.args[0]
-        position = {other: index for index, other in enumerate(module.graph.nodes)}
-        now = position[node]
-        later = {other for other in position if any(position[user] > now for user in other.users)}
-        with builder.replacing(node):
-            new = {changed: builder.call(_functional(node), *node.args, **node.kwargs)}
-            _carry_over(builder, changed, new, memory, later)
-        _refuse_aliases(node, changed, memory, position, new.keys())
-        memory |= {other: set() for other in module.graph.nodes if other not in memory}
-        for old, result in new.items():
-            memory[result] = memory[node]
-            old.replace_all_uses_with(
-                result, delete_user_cb=lambda user, now=now, at=position: at.get(user, -1) > now
-            )
-        builder.replace(node, new[changed])
-        count += 1
+        if _writes(node):
+            memory.write(node)
+            count += 1
+    memory.forget_state()
     return count
-
-
-def _carry_over(
-    builder: GraphBuilder,
-    changed: fx.Node,
-    new: dict[fx.Node, fx.Node],
-    memory: dict[fx.Node, set[int]],
-    later: set[fx.Node],
-) -> None:
-    """If `changed` is a view, write it back to what it is a view of, and so on, as far as that is read later."""
-    part, bases = changed, []
-    while part.target in VIEWS and memory[part] & memory[part.all_input_nodes[0]]:
-        part = part.all_input_nodes[0]
-        bases.append(part)
-    while bases and bases[-1] not in later:
-        bases.pop()
-    part = changed
-    for base in bases:
-        whole = VIEWS[part.target](builder, base, new[part], *part.args[1:])  # type: ignore[index]
-        if whole is None:
-            return
-        new[base], part = whole, base
-
-
-def _in_slice(
-    builder: GraphBuilder,
-    x: fx.Node,
-    part: fx.Node,
-    dim: int = 0,
-    start: int | None = None,
-    end: int | None = None,
-    step: int = 1,
-) -> fx.Node | None:
-    if shape(part) == shape(x):
-        return part
-    size = shape(x)[dim]
-    if step != 1 or isinstance(size, BatchSize):
-        return None
-    first, last, _ = slice(start, end).indices(size)
-    around = [(0, first), (first, last), (last, size)]
-    pieces = [
-        part if stretch == (first, last) else builder.call(aten.slice.Tensor, x, dim, *stretch)
-        for stretch in around
-        if stretch[0] < stretch[1]
-    ]
-    return builder.call(aten.cat.default, pieces, dim)
-
-
-def _in_layer(builder: GraphBuilder, x: fx.Node, part: fx.Node, dim: int, index: int) -> fx.Node | None:
-    size, dim = shape(x)[dim], dim % value(x).ndim
-    if isinstance(size, BatchSize):
-        return None
-    index %= size
-    return _in_slice(builder, x, builder.call(aten.unsqueeze.default, part, dim), dim, index, index + 1)
-
-
-def _in_transpose(builder: GraphBuilder, x: fx.Node, part: fx.Node, first: int, second: int) -> fx.Node:
-    return builder.call(aten.transpose.int, part, first, second)
-
-
-def _in_permutation(builder: GraphBuilder, x: fx.Node, part: fx.Node, dims: Sequence[int]) -> fx.Node:
-    order = [dim % len(dims) for dim in dims]
-    return builder.call(aten.permute.default, part, [order.index(dim) for dim in range(len(order))])
-
-
-def _in_shape(builder: GraphBuilder, x: fx.Node, part: fx.Node, *options: object) -> fx.Node:
-    return builder.reshape(part, shape(x))
-
-
-VIEWS |= {
-    aten.slice.Tensor: _in_slice,
-    aten.select.int: _in_layer,
-    aten.transpose.int: _in_transpose,
-    aten.permute.default: _in_permutation,
-    **dict.fromkeys(RESHAPES, _in_shape),
-}
-
-
-def _functional(node: fx.Node) -> OpOverload:
-    assert isinstance(node.target, OpOverload)
-    name = node.target._schema.name.removeprefix("aten::").removesuffix("_")
-    packet = getattr(torch.ops.aten, name, None)
-    if packet is None or node.target._overloadname not in packet.overloads():
-        raise UnsupportedError(_where(node, f"the in-place op {node.target} has no functional form"))
-    overload = getattr(packet, node.target._overloadname)
-    assert isinstance(overload, OpOverload)
-    return overload
 
 
 def memory_of(node: fx.Node) -> set[int]:
@@ -155,28 +60,190 @@ def memory_of(node: fx.Node) -> set[int]:
     return {tensor.untyped_storage()._cdata for tensor in tensors if isinstance(tensor, Tensor)}
 
 
-def _refuse_aliases(
-    node: fx.Node,
-    changed: fx.Node,
-    memory: dict[fx.Node, set[int]],
-    position: dict[fx.Node, int],
-    written: Container[fx.Node],
-) -> None:
-    now = position[node]
-    for alias in position:
-        if alias is node or not memory[alias] & memory[changed]:
-            continue
-        if alias.op == "get_attr" and not alias.meta.get("filled"):
-            raise UnsupportedError(
-                _where(node, f"the in-place op {node.target} overwrites the network's own {alias.target!r}")
-            )
-        read_later = any(position.get(user, -1) > now for user in alias.users)
-        if alias not in written and position[alias] < now and read_later:
-            raise UnsupportedError(
-                _where(
-                    node, f"the in-place op {node.target} changes memory that is read again as {alias.name!r}"
+def written_by(node: fx.Node) -> list[Any]:
+    """The arguments that an op changes."""
+    if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
+        return []
+    given = []
+    for number, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            place = node.kwargs.get(argument.name) if number >= len(node.args) else node.args[number]
+            if place is not None:
+                given.append(place)
+    return given
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
+class _Memory:
+    """Which nodes are views of which, and what stands for them after each write."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self._module = module
+        self._builder = GraphBuilder(module)
+        self._storages = {node: memory_of(node) for node in module.graph.nodes}
+        self._views: dict[fx.Node, tuple[fx.Node, fx.Node | None]] = {}
+        """Of nodes that came after a write: the view op that they stand for, and what that is a view of now."""
+        self._written: list[fx.Node] = []
+        self._state: list[fx.Node] = []
+        """The network's own tensors that it changes."""
+
+    def write(self, node: fx.Node) -> None:
+        """Replace an in-place op, and what is read later of the memory that it changes."""
+        changed, *others = written_by(node)
+        if others or not isinstance(changed, fx.Node):
+            raise UnsupportedError(_where(node, f"the in-place op {node.target} changes several tensors"))
+        position = {other: index for index, other in enumerate(self._module.graph.nodes)}
+        now = position[node]
+        before = [
+            other
+            for other in position
+            if position[other] < now and self._storages.get(other, set()) & self._storages[changed]
+        ]
+        live = [
+            other
+            for other in before
+            if any(position[user] > now and user.target is not aten.sym_size.int for user in other.users)
+        ]
+        with self._builder.replacing(node):
+            new = {changed: _functional(self._builder, node, changed)}
+            self._put_back(node, changed, new, live)
+            for other in live:
+                self._show(other, new)
+        for old, result in new.items():
+            if result is not old:
+                self._storages[result] = self._storages[node]
+                template, _ = self._view(old)
+                base = self._base(old)
+                self._views[result] = (template, new.get(base, base) if base is not None else None)
+        for old, result in new.items():
+            if result is not old:
+                old.replace_all_uses_with(
+                    result, delete_user_cb=lambda user, at=position: at.get(user, -1) > now
                 )
+        self._builder.replace(node, new[changed])
+        self._written.extend(result for old, result in new.items() if result is not old)
+
+    def forget_state(self) -> None:
+        """Remove what is written and not read, and refuse a network whose output depends on what it changes itself."""
+        for node in reversed(self._written):
+            if not node.users:
+                self._module.graph.erase_node(node)
+        reached: set[fx.Node] = set()
+        waiting = [self._module.graph.output_node()]
+        while waiting:
+            node = waiting.pop()
+            if node not in reached:
+                reached.add(node)
+                read = [node.args[1]] if node.target in OVERWRITING else node.all_input_nodes
+                waiting.extend(each for each in read if isinstance(each, fx.Node))
+        for state in self._state:
+            if state in reached:
+                raise UnsupportedError(
+                    f"the network's answer depends on its {state.target!r}, which forward changes, so that each call "
+                    "answers differently: let it stay as it is in eval mode"
+                )
+
+    def _view(self, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+        """The call that a node is, or stands for, and the first argument of that."""
+        if node in self._views:
+            return self._views[node]
+        base = node.args[0] if node.op == "call_function" and node.args else None
+        shares = isinstance(base, fx.Node) and self._storages.get(node, set()) & self._storages.get(
+            base, set()
+        )
+        return node, base if shares and isinstance(base, fx.Node) else None
+
+    def _base(self, node: fx.Node) -> fx.Node | None:
+        return self._view(node)[1]
+
+    def _chain(self, node: fx.Node) -> list[fx.Node]:
+        """The node, what it is a view of, and so on."""
+        chain, base = [node], self._base(node)
+        while base is not None:
+            chain.append(base)
+            base = self._base(base)
+        return chain
+
+    def _put_back(
+        self, node: fx.Node, changed: fx.Node, new: dict[fx.Node, fx.Node], live: Iterable[fx.Node]
+    ) -> None:
+        """Write what has changed into what it is a view of, as far as others show that."""
+        chain = self._chain(changed)
+        top = 0
+        for other in live:
+            common = [index for index, base in enumerate(chain) if base in self._chain(other)]
+            if not common:
+                raise UnsupportedError(_where(node, _read_again(node, other)))
+            top = max(top, common[0])
+        root = chain[-1]
+        own = root.op == "get_attr" and not root.meta.get("filled")
+        for part, base in pairwise(chain if own else chain[: top + 1]):
+            whole = put_back(self._builder, self._view(part)[0], base, new[part])
+            if whole is None:
+                raise UnsupportedError(_where(node, _read_again(node, base)))
+            new[base] = whole
+        if own:
+            known = constant(self._module, new[root])
+            if known is not None and torch.equal(known, parameter(self._module, root)):
+                new[root] = root
+            elif root not in self._state:
+                self._state.append(root)
+
+    def _show(self, node: fx.Node, new: dict[fx.Node, fx.Node]) -> fx.Node:
+        """What a node shows of the changed memory."""
+        if node not in new:
+            template, base = self._view(node)
+            assert base is not None
+            new[node] = self._builder.call(
+                template.target,  # type: ignore[arg-type]
+                self._show(base, new),
+                *template.args[1:],
+                **template.kwargs,
             )
+        return new[node]
+
+
+def _functional(builder: GraphBuilder, node: fx.Node, changed: fx.Node) -> fx.Node:
+    assert isinstance(node.target, OpOverload)
+    if node.target is aten.zero_.default:
+        return builder.call(aten.fill.Scalar, changed, 0)
+    schema = node.target._schema
+    out = next((argument.name for argument in schema.arguments if argument.is_out), None)
+    name = schema.name.removeprefix("aten::").removesuffix("_")
+    overload = _overload(name, node.target)
+    if overload is None:
+        raise UnsupportedError(_where(node, f"the in-place op {node.target} has no functional form"))
+    kwargs = {key: argument for key, argument in node.kwargs.items() if key != out}
+    result = builder.call(overload, *node.args, **kwargs)
+    if out is not None and (shape(result) != shape(changed) or value(result).dtype != value(changed).dtype):
+        raise UnsupportedError(
+            _where(node, f"{node.target} gives its result another shape or type than out has")
+        )
+    return result
+
+
+def _overload(name: str, target: OpOverload) -> OpOverload | None:
+    """The functional op with the same arguments, but for `out`."""
+    packet = getattr(aten, name, None)
+    if packet is None:
+        return None
+    if target._overloadname in packet.overloads():
+        same = getattr(packet, target._overloadname)
+        if isinstance(same, OpOverload) and not same._schema.is_mutable:
+            return same
+    wanted = [str(argument.type) for argument in target._schema.arguments if not argument.is_out]
+    for overload in (getattr(packet, each) for each in packet.overloads()):
+        given = [str(argument.type) for argument in overload._schema.arguments]
+        if isinstance(overload, OpOverload) and not overload._schema.is_mutable and given == wanted:
+            return overload
+    return None
+
+
+def _read_again(node: fx.Node, other: fx.Node) -> str:
+    return f"the in-place op {node.target} changes memory that is read again as {other.name!r}"
 
 
 def _where(node: fx.Node, what: str) -> str:

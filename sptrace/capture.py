@@ -22,6 +22,7 @@ from sptrace import layers
 from sptrace.constants import constant
 from sptrace.dynamic_batch import DynamicBatch
 from sptrace.errors import SptraceError, UnsupportedError
+from sptrace.exported_graph import simplify
 from sptrace.graph import (
     GraphBuilder,
     complaint,
@@ -36,7 +37,6 @@ from sptrace.graph import (
 from sptrace.harness import harnessed, refuse_torchscript, rehearse, unwrapped
 from sptrace.known_numbers import KnownNumbers
 from sptrace.recurrence_shapes import shapes_alone
-from sptrace.regions import inline_regions
 from sptrace.sizes import BATCHES, BatchSize, fixed_number, is_symbolic_size
 from sptrace.source_lines import HERE, line_of
 from sptrace.unchanged import unchanged
@@ -86,7 +86,7 @@ def _trace(module: nn.Module, batch: Tensor, layer: str | None) -> fx.GraphModul
         exported = _export(module, batch)
     if read is not None:
         read.require()
-    inline_regions(exported.graph_module)
+    simplify(exported.graph_module)
     return _import_graph(exported, layer)
 
 

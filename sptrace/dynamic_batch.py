@@ -20,6 +20,8 @@ class DynamicBatch(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func == _DATA:
+            return args[0].detach()  # the same memory; torch.export loses sight of what `.data` gives
         rewrite = REWRITES.get(getattr(func, "__name__", ""))
         answer = None if rewrite is None else rewrite(*args, **kwargs)
         return func(*args, **kwargs) if answer is None else answer
@@ -39,6 +41,8 @@ def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> T
     ]
     return input.expand(wide).gather(dim, indices.expand(sizes))
 
+
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
 REWRITES = {"take_along_dim": _take_along_dim}
 """By the name of the call; None where the call is left as it is."""

@@ -23,6 +23,38 @@ _DETACHING = frozenset({Tensor.detach, torch.detach, Tensor.data.__get__})  # ty
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
 
+_CUTS = {
+    **dict.fromkeys([torch.unbind, Tensor.unbind], 1),
+    **dict.fromkeys([torch.chunk, Tensor.chunk, torch.split, Tensor.split, torch.tensor_split], 2),
+    **dict.fromkeys([Tensor.tensor_split, torch.split_with_sizes, Tensor.split_with_sizes], 2),
+}
+"""What cuts a tensor into several, and which of its arguments is the dimension."""
+
+
+def _cut(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The pieces of a tensor, each by itself: autograd lets nobody write to pieces that came together."""
+    pieces = func(*args, **kwargs)
+    whole = args[0] if args else kwargs.get("self", kwargs.get("tensor"))
+    if not isinstance(whole, Tensor) or not whole.requires_grad:
+        return pieces
+    place = _CUTS[func]
+    dim = kwargs.get("dim", args[place] if len(args) > place else 0)
+    if func in (torch.unbind, Tensor.unbind):
+        return tuple(whole.select(dim, index) for index in range(len(pieces)))
+    alone, start = [], 0
+    for piece in pieces:
+        alone.append(whole.narrow(dim, start, piece.shape[dim]))
+        start += piece.shape[dim]
+    return tuple(alone)
+
+
+def _given_out(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """A result that is to lie in a tensor which is there already: autograd writes no other way than by `copy_`."""
+    out: Tensor = kwargs.pop("out")
+    result = func(*args, **kwargs)
+    return out.copy_(result) if out.shape == result.shape else func(*args, **kwargs, out=out)
+
+
 class ForwardAlone(TorchFunctionMode):
     """Within this mode a network's code cannot change what autograd does, but for stopping gradients.
 
@@ -57,6 +89,11 @@ class ForwardAlone(TorchFunctionMode):
             return RemovableHandle(OrderedDict())
         elif self.depth and func in _DETACHING:
             return args[0].view_as(args[0])
+        elif torch.is_grad_enabled():
+            if func in _CUTS:
+                return _cut(func, args, kwargs or {})
+            if kwargs and isinstance(kwargs.get("out"), Tensor):
+                return _given_out(func, args, dict(kwargs))
         return func(*args, **(kwargs or {}))
 
     def __deepcopy__(self, memo: object) -> ForwardAlone:

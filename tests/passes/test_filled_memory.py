@@ -58,6 +58,25 @@ def channel_by_channel(x: Tensor) -> Tensor:
     return out
 
 
+def empty(x: Tensor) -> Tensor:
+    out = torch.empty(x.shape[0], 8, *x.shape[2:])
+    for channel in range(8):
+        out[:, channel] = torch.tanh(x[:, channel]) * channel
+    return out
+
+
+def empty_halves(x: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    out[:, ::2], out[:, 1::2] = torch.sin(x[:, ::2]), torch.cos(x[:, 1::2])
+    return out * out
+
+
+def woven(x: Tensor) -> Tensor:
+    out = x.new_empty(x.shape[0], x.shape[1], 2 * x.shape[2], x.shape[3])
+    out[:, :, 0::2], out[:, :, 1::2] = torch.sin(x), torch.cos(x)
+    return out**3
+
+
 @pytest.mark.parametrize(
     ("filled", "plain"),
     [
@@ -66,8 +85,11 @@ def channel_by_channel(x: Tensor) -> Tensor:
         (padded_and_added, padded_by_pad),
         (summed, lambda x: torch.sin(x + x**2 + x**3)),
         (channel_by_channel, lambda x: torch.tanh(x) * torch.arange(8)[:, None, None]),
+        (empty, lambda x: torch.tanh(x) * torch.arange(8)[:, None, None]),
+        (empty_halves, lambda x: torch.stack([x[:, ::2].sin(), x[:, 1::2].cos()], 2).flatten(1, 2) ** 2),
+        (woven, lambda x: torch.stack([x.sin(), x.cos()], 3).flatten(2, 3) ** 3),
     ],
-    ids=["shift", "pad", "pad and add", "sum", "channels"],
+    ids=["shift", "pad", "pad and add", "sum", "channels", "empty", "empty halves", "woven"],
 )
 def test_gradients(filled: Callable[[Tensor], Tensor], plain: Callable[[Tensor], Tensor]) -> None:
     assert_gradient(Between(filled), Between(plain).double().logits)

@@ -133,7 +133,7 @@ def its_own_buffer(self: Any, x: Tensor) -> Tensor:
     ("body", "complaint"),
     [
         (filled_with_the_number_of_pictures, "the number of pictures is computed with"),
-        (its_own_buffer, "overwrites the network's own"),
+        (its_own_buffer, "depends on its 'calls', which forward changes"),
     ],
 )
 def test_writes_that_no_constant_can_stand_for_are_refused(body: Body, complaint: str) -> None:
