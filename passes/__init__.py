@@ -14,6 +14,7 @@ from torch import fx
 
 from sptrace.passes.absorb_cotangent_factors import absorb_cotangent_factors
 from sptrace.passes.absorb_temperatures import absorb_temperatures
+from sptrace.passes.canonicalize_batches import canonicalize_batches
 from sptrace.passes.canonicalize_compositions import canonicalize_compositions
 from sptrace.passes.canonicalize_convolutions import canonicalize_convolutions
 from sptrace.passes.canonicalize_copies import canonicalize_copies
@@ -62,6 +63,7 @@ PREPARE: tuple[Pass, ...] = (
     unroll_recurrences,
     canonicalize_synonyms,
     canonicalize_splits,
+    canonicalize_batches,
     expand_attention,
     canonicalize_selections,
     canonicalize_functions,
@@ -120,6 +122,7 @@ __all__ = [
     "Pass",
     "absorb_cotangent_factors",
     "absorb_temperatures",
+    "canonicalize_batches",
     "canonicalize_compositions",
     "canonicalize_convolutions",
     "canonicalize_copies",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from sptrace import layers
 from sptrace.constants import constant
-from sptrace.dynamic_batch import DynamicBatch
+from sptrace.dynamic_batch import DynamicBatch, following_sizes
 from sptrace.errors import SptraceError, UnsupportedError
 from sptrace.exported_graph import simplify
 from sptrace.graph import (
@@ -91,8 +91,9 @@ def _trace(module: nn.Module, batch: Tensor, layer: str | None) -> fx.GraphModul
 
 
 def _export(module: nn.Module, batch: Tensor) -> ExportedProgram:
+    fixed: list[str] = []
     try:
-        with _quiet(), DynamicBatch(), KnownNumbers(module).following():
+        with _quiet(), following_sizes() as fixed, DynamicBatch(), KnownNumbers(module).following():
             return torch.export.export(
                 module,
                 (batch,),
@@ -103,7 +104,7 @@ def _export(module: nn.Module, batch: Tensor) -> ExportedProgram:
     except SptraceError:
         raise
     except Exception as error:  # torch.export raises whatever the network's own code raises under tracing
-        raise UnsupportedError(_why_export_failed(error)) from error
+        raise UnsupportedError(_why_export_failed(error, fixed)) from error
 
 
 @contextmanager
@@ -180,7 +181,7 @@ def check_picture(example: Tensor, what: str) -> None:
     raise SptraceError(f"{what} must be a float32 tensor of shape [N, 3, H, W] on the CPU, not {given}")
 
 
-def _why_export_failed(error: Exception) -> str:
+def _why_export_failed(error: Exception, fixed: Sequence[str]) -> str:
     text = str(error)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     if "data-dependent" in text or "Could not guard" in text:
@@ -190,10 +191,10 @@ def _why_export_failed(error: Exception) -> str:
             "replace the branch by torch.where, or compile the part of the network without it"
         )
     if "batch" in text and ("specialized" in text or "Constraints violated" in text):
+        where = fixed[0] if fixed else "torch.export does not say where"
         return (
-            "the network fixes the batch size, or an op of it decides by that (a constant in place of x.shape[0], "
-            "a loop over pictures, torch.cdist, roi_align with a list of boxes, chunks of the batch): "
-            f"make it work for any batch, then compile again; torch.export says: {first}"
+            f"the network fixes the batch size ({where}: a loop or a list with a place for each picture, a comparison, "
+            "or a constant in place of x.shape[0]): make it work for any batch, then compile again"
         )
     return f"torch.export cannot trace the network: {first}"
 

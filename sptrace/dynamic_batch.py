@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import builtins
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.fx.experimental.sym_node import SymNode
 from torch.overrides import TorchFunctionMode
+
+from sptrace.source_lines import running_line
 
 
 class DynamicBatch(TorchFunctionMode):
-    """Within this context `take_along_dim` is a `gather`: its own broadcasting compares sizes and so fixes them."""
+    """Within this context what fixes sizes for no reason is called otherwise.
+
+    | call | why |
+    |---|---|
+    | `take_along_dim` | its own broadcasting compares sizes |
+    | `cdist` | more than 25 rows go another way, which differs by rounding |
+    | `chunk`, `split`, `tensor_split` of k N pictures | the number of pieces is divided out |
+    | `len` (see `following_sizes`) | Python takes nothing but a number |
+    """
 
     def __torch_function__(
         self,
@@ -44,5 +58,79 @@ def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> T
 
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
-REWRITES = {"take_along_dim": _take_along_dim}
+
+def _cdist(
+    x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "use_mm_for_euclid_dist_if_necessary"
+) -> Tensor | None:
+    rows = (x1.shape[-2], x2.shape[-2])
+    if compute_mode != "use_mm_for_euclid_dist_if_necessary" or not any(map(_is_symbolic, rows)):
+        return None
+    return torch.cdist(x1, x2, p, "donot_use_mm_for_euclid_dist")
+
+
+def _chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...] | None:
+    size = input.shape[dim]
+    if not _is_symbolic(size) or not isinstance(chunks, int) or _number(size % chunks) != 0:
+        return None
+    return _pieces(input, dim, size // chunks, chunks)
+
+
+def _split(
+    tensor: Tensor, split_size_or_sections: int | torch.SymInt, dim: int = 0
+) -> tuple[Tensor, ...] | None:
+    size, length = tensor.shape[dim], split_size_or_sections
+    if not _is_symbolic(size) or not isinstance(length, torch.SymInt) or _number(size % length) != 0:
+        return None
+    count = _number(size // length)
+    return None if count is None else _pieces(tensor, dim, length, count)
+
+
+def _pieces(x: Tensor, dim: int, length: int | torch.SymInt, count: int) -> tuple[Tensor, ...]:
+    cuts = [slice(number * length, (number + 1) * length) for number in range(count)]
+    before = (slice(None),) * (dim % x.ndim)
+    return tuple(x[(*before, cut)] for cut in cuts)
+
+
+def _is_symbolic(size: object) -> bool:
+    return isinstance(size, torch.SymInt)
+
+
+def _number(size: int | torch.SymInt) -> int | None:
+    """What the size is for every batch; None if it depends on that. Asking fixes nothing."""
+    return size.node.maybe_as_int() if isinstance(size, torch.SymInt) else size
+
+
+@contextmanager
+def following_sizes() -> Iterator[list[str]]:
+    """Within this context `len(x)` of a tensor is its first size, also where that is the number of pictures.
+
+    Gives the lines of the network's that took the number of pictures for a number.
+    """
+    length, as_number = builtins.len, SymNode.guard_int
+    fixed: list[str] = []
+
+    def guard_int(node: SymNode, file: str, line: int) -> int:
+        if _number(torch.SymInt(node)) is None:
+            fixed.append(running_line())
+        return as_number(node, file, line)
+
+    def of_anything(given: Any, /) -> Any:
+        if isinstance(given, Tensor) and given.ndim and _is_symbolic(given.shape[0]):
+            return given.shape[0]
+        return length(given)
+
+    builtins.len, SymNode.guard_int = of_anything, guard_int
+    try:
+        yield fixed
+    finally:
+        builtins.len, SymNode.guard_int = length, as_number
+
+
+REWRITES = {
+    "take_along_dim": _take_along_dim,
+    "cdist": _cdist,
+    "chunk": _chunk,
+    "tensor_split": _chunk,
+    "split": _split,
+}
 """By the name of the call; None where the call is left as it is."""

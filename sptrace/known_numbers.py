@@ -86,6 +86,8 @@ class KnownNumbers(TorchFunctionMode):
         if func in _INDEXING:
             args = (args[0], self._plain_index(args[1]), *args[2:])
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in given):
+            return func(*args, **kwargs)  # under torch.vmap nobody has numbers of his own
         twins = [self._twin(tensor) for tensor in given]
         drawn = any(tensor in self._drawn for tensor in given)
         known = None
