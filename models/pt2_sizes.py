@@ -12,6 +12,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -135,9 +136,14 @@ def evaluate(text: str, shape: Sequence[int], symbols: dict[str, int]) -> Number
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise ValueError(f"{ascii(text)[:80]} is no expression of sizes")
     try:
-        return _value(ast.parse(text.strip(), mode="eval").body, shape, symbols)
+        return _value(_parsed(text), shape, symbols)
     except (ArithmeticError, IndexError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(f"{ascii(text)[:80]} is no expression of sizes") from error
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> ast.expr:
+    return ast.parse(text.strip(), mode="eval").body
 
 
 def _value(node: ast.expr, shape: Sequence[int], symbols: dict[str, int]) -> Number:
@@ -199,7 +205,7 @@ def _solve(expression: str, size: int, symbols: dict[str, int]) -> bool:
         return evaluate(expression, (), symbols) == size
     except KeyError as error:
         name = str(error.args[0])
-    for number in range(size + 1):
+    for number in (size, *range(size)):  # most often the size is the symbol itself
         try:
             if evaluate(expression, (), {**symbols, name: number}) == size:
                 symbols[name] = number

@@ -11,6 +11,7 @@ import mmap
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sptrace.errors import SptraceError
@@ -65,16 +66,23 @@ def outline(path: str | os.PathLike[str]) -> OnnxFile:
     Raises:
         SptraceError: the file is missing or unreadable, or is not ONNX.
     """
-    try:
+    with _reading(path):
         with open(path, "rb") as file:
             # Not closed by hand: a memoryview that an exception still refers to would forbid it.
             view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         model = _message(view)
         [graph] = model[7]
         return _outline(model, _message(graph), len(view))
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An SptraceError in place of whatever a file that is missing, or no ONNX file, makes go wrong."""
+    try:
+        yield
     except OSError as error:
         raise SptraceError(f"cannot read {path}: {error.strerror}") from error
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise SptraceError(f"{path} is not an ONNX file: give a file that `sptrace compile` wrote") from error
 
 
@@ -88,21 +96,21 @@ def without_defaults(path: str | os.PathLike[str], names: Collection[str]) -> by
     Raises:
         SptraceError: as in `outline`.
     """
-    outline(path)  # for its errors
-    with open(path, "rb") as file:
-        model = memoryview(file.read())
-    parts = []
-    for number, start, end, value in _fields(model):
-        if number == 7 and isinstance(value, memoryview):
-            graph = b"".join(
-                value[first:last]
-                for field, first, last, item in _fields(value)
-                if not (field == 5 and _text(_message(item), 8) in names)
-            )
-            parts += [_as_varint(7 << 3 | _BYTES), _as_varint(len(graph)), graph]
-        else:
-            parts.append(bytes(model[start:end]))
-    return b"".join(parts)
+    with _reading(path):
+        with open(path, "rb") as file:
+            model = memoryview(file.read())
+        parts = []
+        for number, start, end, value in _fields(model):
+            if number == 7 and isinstance(value, memoryview):
+                graph = b"".join(
+                    value[first:last]
+                    for field, first, last, item in _fields(value)
+                    if not (field == 5 and _text(_message(item), 8) in names)
+                )
+                parts += [_as_varint(7 << 3 | _BYTES), _as_varint(len(graph)), graph]
+            else:
+                parts.append(bytes(model[start:end]))
+        return b"".join(parts)
 
 
 Field = int | memoryview

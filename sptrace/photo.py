@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from sptrace.artifact import Preprocessing
 from sptrace.errors import SptraceError
 from sptrace.images import require_thick
 
+# What Pillow logs about a damaged file would be printed beside the one line of the error.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,

@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from sptrace.numbers import is_finite
@@ -27,7 +28,7 @@ def read(kind: type[Record], data: object, path: str = "") -> Record:
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{path or 'it'} is {_shown(data)}, no object")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known: dict[str, Field[Any]] = {item.name: item for item in fields(kind) if item.init}  # type: ignore[arg-type]
     for name in data:
         if name not in known:
@@ -38,6 +39,11 @@ def read(kind: type[Record], data: object, path: str = "") -> Record:
     return kind(
         **{name: _value(hints[name], data[name], _join(path, name)) for name in known if name in data}
     )
+
+
+@lru_cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _value(hint: Any, data: object, path: str) -> Any:

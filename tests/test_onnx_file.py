@@ -163,3 +163,21 @@ def test_damaged_files_raise_nothing_else(toy: Any, make_toy: Callable[..., Any]
         except SptraceError:
             refused += 1
     assert refused > len(content) // 53 / 2
+
+
+def test_graphs_within_graphs_without_end_are_refused(tmp_path: Path) -> None:
+    def field(number: int, content: bytes) -> bytes:
+        length = len(content)
+        size = (
+            bytes([length])
+            if length < 128
+            else bytes([length & 127 | 128, length >> 7 & 127 | 128, length >> 14])
+        )
+        return bytes([number << 3 | 2]) + size + content
+
+    graph = b""
+    for _ in range(1500):  # a node with an attribute that is a graph
+        graph = field(1, field(5, field(6, graph)))
+    (tmp_path / "deep.onnx").write_bytes(b"\x08\x0a" + field(7, graph))
+    with pytest.raises(SptraceError, match="is not an ONNX file"):
+        outline(tmp_path / "deep.onnx")

@@ -118,7 +118,9 @@ def explain(
 def _read_direction(path: Path) -> NDArray[Any]:
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (
+        Exception
+    ) as error:  # numpy raises all kinds for damaged files, what Python's tokenizer does among them
         raise SptraceError(
             f"cannot read the direction {path}: write it with numpy.save, as one float32 array"
         ) from error

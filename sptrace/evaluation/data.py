@@ -60,17 +60,20 @@ def read(source: Path, labels: Path | None, preprocessing: Preprocessing, count:
     paths = found if given is None else [source / name for name in given]
     paths = paths[:count]
     images = [photo.prepare(photo.read(path), preprocessing)[0] for path in paths]
-    classes = None if given is None else np.array([given[path.name] for path in paths], np.int64)
+    classes = None if given is None else np.array(list(given.values())[:count], np.int64)
     return Pictures(tuple(path.name for path in paths), np.stack(images), classes)
 
 
 def _labels(path: Path) -> dict[str, int]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return {row["file"]: int(row["label"]) for row in csv.DictReader(file)}
+            labels = {row["file"]: int(row["label"]) for row in csv.DictReader(file)}
+        if not labels or not all(0 <= label < 1 << 31 for label in labels.values()):
+            raise ValueError("no indices of classes")
+        return labels
     except OSError as error:
         raise SptraceError(f"cannot read {path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise SptraceError(
             f"{path} is no list of labels: it needs the columns file and label, the label a class's index"
         ) from error
@@ -80,11 +83,13 @@ def _arrays(path: Path, preprocessing: Preprocessing, count: int) -> Pictures:
     wanted = "x, uint8 [N, {}, {}, 3], and y, [N]".format(*preprocessing.size)
     try:
         with np.load(path) as file:
-            x, y = file["x"], file["y"]
-    except (OSError, KeyError, ValueError) as error:
+            x, y = np.asarray(file["x"]), np.asarray(file["y"])
+    except Exception as error:  # numpy raises all kinds for damaged files
         raise SptraceError(f"cannot read {path}: it needs {wanted}") from error
-    if x.dtype != np.uint8 or x.shape[1:] != (*preprocessing.size, 3) or len(x) != len(y):
-        raise SptraceError(f"{path} holds x {x.dtype} {list(x.shape)}: it needs {wanted}")
+    pictures = x.dtype == np.uint8 and x.ndim == 4 and x.shape[1:] == (*preprocessing.size, 3)
+    if not pictures or y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+        given = f"x {x.dtype} {list(x.shape)} and y {y.dtype} {list(y.shape)}"
+        raise SptraceError(f"{path} holds {given}: it needs {wanted}")
     order = np.random.RandomState(0).permutation(len(x))[:count]
     images = (x[order].transpose(0, 3, 1, 2) / np.float32(127.5) - 1).astype(np.float32)
     return Pictures(tuple(f"{path.stem}-{index:04}" for index in order), images, y[order].astype(np.int64))
