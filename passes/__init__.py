@@ -16,6 +16,7 @@ from sptrace.passes.absorb_cotangent_factors import absorb_cotangent_factors
 from sptrace.passes.absorb_temperatures import absorb_temperatures
 from sptrace.passes.canonicalize_batches import canonicalize_batches
 from sptrace.passes.canonicalize_compositions import canonicalize_compositions
+from sptrace.passes.canonicalize_conditions import canonicalize_conditions
 from sptrace.passes.canonicalize_convolutions import canonicalize_convolutions
 from sptrace.passes.canonicalize_copies import canonicalize_copies
 from sptrace.passes.canonicalize_einsum import canonicalize_einsum
@@ -26,6 +27,7 @@ from sptrace.passes.canonicalize_norms import canonicalize_norms
 from sptrace.passes.canonicalize_padding import canonicalize_padding
 from sptrace.passes.canonicalize_pool_ranks import canonicalize_pool_ranks
 from sptrace.passes.canonicalize_pools import canonicalize_pools
+from sptrace.passes.canonicalize_quantiles import canonicalize_quantiles
 from sptrace.passes.canonicalize_resizing import canonicalize_resizing
 from sptrace.passes.canonicalize_sampling import canonicalize_sampling
 from sptrace.passes.canonicalize_scatters import canonicalize_scatters
@@ -33,6 +35,7 @@ from sptrace.passes.canonicalize_selections import canonicalize_selections
 from sptrace.passes.canonicalize_shapes import canonicalize_shapes
 from sptrace.passes.canonicalize_splits import canonicalize_splits
 from sptrace.passes.canonicalize_synonyms import canonicalize_synonyms
+from sptrace.passes.decompose import decompose
 from sptrace.passes.drop_expansions import drop_expansions
 from sptrace.passes.expand_attention import expand_attention
 from sptrace.passes.flip_unit_stride_adjoints import flip_unit_stride_adjoints
@@ -56,6 +59,7 @@ from sptrace.passes.unroll_recurrences import unroll_recurrences
 Pass = Callable[[fx.GraphModule], int]
 
 PREPARE: tuple[Pass, ...] = (
+    decompose,
     fold_constants,
     functionalize,
     remove_identities,
@@ -65,6 +69,8 @@ PREPARE: tuple[Pass, ...] = (
     canonicalize_splits,
     canonicalize_batches,
     expand_attention,
+    canonicalize_conditions,
+    canonicalize_quantiles,
     canonicalize_selections,
     canonicalize_functions,
     canonicalize_extrema,
@@ -124,6 +130,7 @@ __all__ = [
     "absorb_temperatures",
     "canonicalize_batches",
     "canonicalize_compositions",
+    "canonicalize_conditions",
     "canonicalize_convolutions",
     "canonicalize_copies",
     "canonicalize_einsum",
@@ -134,6 +141,7 @@ __all__ = [
     "canonicalize_padding",
     "canonicalize_pool_ranks",
     "canonicalize_pools",
+    "canonicalize_quantiles",
     "canonicalize_resizing",
     "canonicalize_sampling",
     "canonicalize_scatters",
@@ -141,6 +149,7 @@ __all__ = [
     "canonicalize_shapes",
     "canonicalize_splits",
     "canonicalize_synonyms",
+    "decompose",
     "drop_expansions",
     "expand_attention",
     "flip_unit_stride_adjoints",

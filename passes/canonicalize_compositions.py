@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx
 
 from sptrace.graph import GraphBuilder, Target, parameter, shape, static_shape, value
+from sptrace.passes.canonicalize_functions import finite
 
 aten = torch.ops.aten
 
@@ -20,6 +20,7 @@ def canonicalize_compositions(module: fx.GraphModule) -> int:
 
     1.  square(x), pow(x, 2), pow(x, 0.5)   ->  mul(x, x), sqrt(x)
     2.  addcmul(x, a, b), addcdiv, baddbmm  ->  x + a b, x + a / b, beta c + alpha a b
+        addbmm, addmv, bilinear                 and alike
     3.  instance_norm(x) without statistics ->  group_norm(x, channels)
     4.  prelu(x, w)                         ->  _prelu_kernel(x, w with a size for every dimension of x)
     5.  softmax(x, dim, dtype)              ->  softmax(x, dim)
@@ -81,6 +82,35 @@ def _baddbmm(
     return builder.call(aten.add.Tensor, scaled, c, **_alpha(beta))
 
 
+def _addbmm(
+    builder: GraphBuilder,
+    node: fx.Node,
+    c: fx.Node,
+    a: fx.Node,
+    b: fx.Node,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> fx.Node:
+    static_shape(a, [0])
+    product = builder.call(aten.sum.dim_IntList, builder.call(aten.matmul.default, a, b), [0])
+    scaled = product if alpha == 1 else builder.call(aten.mul.Tensor, product, alpha)
+    return builder.call(aten.add.Tensor, scaled, c, **_alpha(beta))
+
+
+def _bilinear(
+    builder: GraphBuilder, node: fx.Node, a: fx.Node, b: fx.Node, weight: fx.Node, bias: fx.Node | None = None
+) -> fx.Node:
+    """y_o = sum of a_i w_oij b_j, first over i."""
+    outputs, rows, columns = static_shape(weight, [0, 1, 2])
+    turned = builder.call(aten.permute.default, weight, [1, 0, 2])
+    half = builder.call(aten.matmul.default, a, builder.reshape(turned, [rows, outputs * columns]))
+    apart = builder.reshape(half, [*shape(a)[:-1], outputs, columns])
+    terms = builder.call(aten.mul.Tensor, apart, builder.call(aten.unsqueeze.default, b, value(b).ndim - 1))
+    total = builder.call(aten.sum.dim_IntList, terms, [value(terms).ndim - 1])
+    return total if bias is None else builder.call(aten.add.Tensor, total, bias)
+
+
 def _instance_norm(
     builder: GraphBuilder,
     node: fx.Node,
@@ -127,9 +157,7 @@ def _log_sum(
     builder: GraphBuilder, node: fx.Node, x: fx.Node, dims: Sequence[int], keepdim: bool = False
 ) -> fx.Node:
     peak = builder.call(aten.detach.default, builder.call(aten.amax.default, x, list(dims), True))
-    # Infinity less itself is not a number: where all are -infinity, 0 does as well.
-    infinite = builder.call(aten.eq.Scalar, builder.call(aten.abs.default, peak), math.inf)
-    peak = builder.call(aten.where.ScalarSelf, infinite, 0.0, peak)
+    peak = finite(builder, peak)
     powers = builder.call(aten.exp.default, builder.call(aten.sub.Tensor, x, peak))
     total = builder.call(aten.log.default, builder.call(aten.sum.dim_IntList, powers, list(dims), keepdim))
     return builder.call(aten.add.Tensor, total, builder.reshape(peak, shape(total)))
@@ -186,6 +214,9 @@ REWRITES: dict[Target, Callable[..., fx.Node | None]] = {
     aten.addcmul.default: _addcmul,
     aten.addcdiv.default: _addcdiv,
     aten.baddbmm.default: _baddbmm,
+    aten.addmv.default: _baddbmm,
+    aten.addbmm.default: _addbmm,
+    aten.bilinear.default: _bilinear,
     aten.instance_norm.default: _instance_norm,
     aten.prelu.default: _prelu,
     aten.softmax.int: _softmax,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from torch import fx, ops
 
-from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, shape, value
 from sptrace.sizes import joint
 
@@ -24,6 +23,7 @@ def canonicalize_einsum(module: fx.GraphModule) -> int:
        letters of one factor alone are its rows or columns; in the result they are permuted into their order
     2. letters that one factor alone has and the result lacks are summed first
     3. three factors and more: from left to right
+    4. a letter twice in a factor: the diagonal; without "->" the result has the letters that stand once, in their order
     """
     builder = GraphBuilder(module)
     count = 0
@@ -37,6 +37,8 @@ def canonicalize_einsum(module: fx.GraphModule) -> int:
 
 def _product(builder: GraphBuilder, node: fx.Node, equation: str, factors: list[fx.Node]) -> fx.Node:
     terms, result = _letters(node, equation, [value(factor).ndim for factor in factors])
+    pairs = [_diagonals(builder, factor, term) for factor, term in zip(factors, terms, strict=True)]
+    factors, terms = [factor for factor, _ in pairs], [term for _, term in pairs]
     left, first = terms[0], factors[0]
     for index, (right, second) in enumerate(zip(terms[1:], factors[1:], strict=True), start=1):
         later = set(result).union(*terms[index + 1 :])
@@ -47,13 +49,11 @@ def _product(builder: GraphBuilder, node: fx.Node, equation: str, factors: list[
 
 def _letters(node: fx.Node, equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     """The letters of every factor and of the result, those that "..." stands for among them."""
-    inputs, _, result = equation.replace(" ", "").partition("->")
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
-    if "->" not in equation or any(len(set(term)) < len(term.replace("...", "")) for term in terms):
-        where = node.meta.get("source", "source unknown")
-        raise UnsupportedError(
-            f"einsum {equation!r} ({where}): write the result, and each letter once a factor"
-        )
+    if not arrow:
+        once = sorted(letter for letter in set(inputs) - {",", "."} if inputs.count(letter) == 1)
+        result = ("..." if "..." in inputs else "") + "".join(once)
     free = [letter for letter in string.ascii_letters if letter not in equation]
     widest = max(rank - len(term.replace("...", "")) for rank, term in zip(ranks, terms, strict=True))
     named = "".join(free[:widest])
@@ -62,6 +62,16 @@ def _letters(node: fx.Node, equation: str, ranks: Sequence[int]) -> tuple[list[s
         for rank, term in zip(ranks, terms, strict=True)
     ]
     return full, result.replace("...", named)
+
+
+def _diagonals(builder: GraphBuilder, factor: fx.Node, term: str) -> tuple[fx.Node, str]:
+    """A letter that stands twice reads the diagonal of its two dimensions, which then is the last one."""
+    for letter in sorted(set(term)):
+        while term.count(letter) > 1:
+            first, second = term.index(letter), term.rindex(letter)
+            factor = builder.call(aten.diagonal.default, factor, 0, first, second)
+            term = term[:first] + term[first + 1 : second] + term[second + 1 :] + letter
+    return factor, term
 
 
 def _pair(

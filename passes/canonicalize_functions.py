@@ -11,6 +11,7 @@ from torch import fx
 
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
+from sptrace.passes.canonicalize_extrema import values_replaced
 
 aten = torch.ops.aten
 
@@ -25,12 +26,15 @@ def canonicalize_functions(module: fx.GraphModule) -> int:
     3.  logit(x, eps), sinc, hypot           ->  log(t / (1 - t)) with t within [eps, 1 - eps], sin(pi x) / (pi x), ...
     4.  lerp(x, y, w)                        ->  x + w (y - x)
     5.  threshold, hardshrink, softshrink,   ->  where
-        nan_to_num, tril, triu
+        nan_to_num, nansum, tril, triu
     6.  rrelu(x) in eval mode                ->  leaky_relu(x, the mean of its slopes)
     7.  frac(x), fmod(x, s), remainder, x // s, round(x, decimals)  ->  by trunc, floor and round
     8.  trunc(x)                             ->  where(x < 0, ceil(x), floor(x))
     9.  prod(x, dim)                         ->  products of halves of x
-    10. rot90, channel_shuffle               ->  flip and transpose; reshape and permute
+    10. cumprod(x, dim), logcumsumexp        ->  x times x one place on, that times itself two places on, then four ...
+        cummax(x, dim), cummin, whose values are read
+    11. rot90, channel_shuffle               ->  flip and transpose; reshape and permute
+    12. cross(x, y)                          ->  x y' - x' y of numbers one place and two places on
     """
     builder = GraphBuilder(module)
     count = 0
@@ -63,10 +67,16 @@ def _erfc(builder: GraphBuilder, node: fx.Node, x: fx.Node) -> fx.Node:
     return builder.call(aten.rsub.Scalar, builder.call(aten.erf.default, x), 1.0)
 
 
+def finite(builder: GraphBuilder, peak: fx.Node) -> fx.Node:
+    """The peak, 0 where it is infinite: infinity less itself is not a number."""
+    infinite = builder.call(aten.eq.Scalar, builder.call(aten.abs.default, peak), math.inf)
+    return builder.call(aten.where.ScalarSelf, infinite, 0.0, peak)
+
+
 def _add_powers(base: float) -> Rewrite:
     def rewrite(builder: GraphBuilder, node: fx.Node, a: fx.Node, b: fx.Node) -> fx.Node:
         # The peak keeps the powers in range; the result does not depend on it, and so it carries no cotangent.
-        peak = builder.call(aten.detach.default, builder.call(aten.maximum.default, a, b))
+        peak = finite(builder, builder.call(aten.detach.default, builder.call(aten.maximum.default, a, b)))
         powers = []
         for x in (a, b):
             below = builder.call(aten.sub.Tensor, x, peak)
@@ -233,6 +243,71 @@ def _product(
     return builder.reshape(x, shape(node))
 
 
+def _running(both: Callable[[GraphBuilder, fx.Node, fx.Node], fx.Node]) -> Rewrite:
+    """All numbers up to each, joined by `both`, in as many steps as the length has binary digits."""
+
+    def rewrite(
+        builder: GraphBuilder, node: fx.Node, x: fx.Node, dim: int, *, dtype: torch.dtype | None = None
+    ) -> fx.Node:
+        (size,) = static_shape(x, [dim])
+        reach = 1
+        while reach < size:
+            first, before, behind = (
+                builder.call(aten.slice.Tensor, x, dim, *stretch)
+                for stretch in ((0, reach), (0, size - reach), (reach, size))
+            )
+            x = builder.call(aten.cat.default, [first, both(builder, behind, before)], dim)
+            reach *= 2
+        return x
+
+    return rewrite
+
+
+def _times(builder: GraphBuilder, a: fx.Node, b: fx.Node) -> fx.Node:
+    return builder.call(aten.mul.Tensor, a, b)
+
+
+def _log_of_both(builder: GraphBuilder, a: fx.Node, b: fx.Node) -> fx.Node:
+    joint: fx.Node = _add_powers(math.e)(builder, a, a, b)
+    return joint
+
+
+def _running_extremum(compare: Target) -> Rewrite:
+    def later(builder: GraphBuilder, behind: fx.Node, before: fx.Node) -> fx.Node:
+        return builder.call(aten.where.self, builder.call(compare, behind, before), behind, before)
+
+    def rewrite(builder: GraphBuilder, node: fx.Node, x: fx.Node, dim: int) -> fx.Node | None:
+        """Of equal numbers the last has the cotangent, as in PyTorch."""
+        return values_replaced(builder, node, lambda: _running(later)(builder, node, x, dim))
+
+    return rewrite
+
+
+def _cross(builder: GraphBuilder, node: fx.Node, a: fx.Node, b: fx.Node, *, dim: int = -1) -> fx.Node:
+    orders = [builder.constant("cross.order", torch.tensor(order)) for order in ([1, 2, 0], [2, 0, 1])]
+    dim = dim % value(node).ndim - value(node).ndim
+    (a1, a2), (b1, b2) = (
+        [builder.call(aten.index_select.default, x, value(x).ndim + dim, order) for order in orders]
+        for x in (a, b)
+    )
+    return builder.call(aten.sub.Tensor, _times(builder, a1, b2), _times(builder, a2, b1))
+
+
+def _nansum(
+    builder: GraphBuilder,
+    node: fx.Node,
+    x: fx.Node,
+    dims: Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> fx.Node:
+    numbers = builder.call(aten.where.ScalarSelf, builder.call(aten.ne.Tensor, x, x), 0.0, x)
+    reduced = list(dims) if dims else list(range(value(x).ndim))
+    static_shape(x, reduced)
+    return builder.call(aten.sum.dim_IntList, numbers, reduced, keepdim)
+
+
 def _rot90(
     builder: GraphBuilder, node: fx.Node, x: fx.Node, times: int = 1, dims: Sequence[int] = (0, 1)
 ) -> fx.Node:
@@ -289,6 +364,12 @@ REWRITES: dict[Target, Callable[..., Any]] = {
     aten.remainder.Tensor: _rest("floor"),
     aten.round.decimals: _round,
     aten.prod.dim_int: _product,
+    aten.cumprod.default: _running(_times),
+    aten.logcumsumexp.default: _running(_log_of_both),
+    aten.cummax.default: _running_extremum(aten.ge.Tensor),
+    aten.cummin.default: _running_extremum(aten.le.Tensor),
+    aten.linalg_cross.default: _cross,
+    aten.nansum.default: _nansum,
     aten.rot90.default: _rot90,
     aten.channel_shuffle.default: _channel_shuffle,
 }

@@ -12,6 +12,7 @@ from torch import fx
 from sptrace import gates
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
+from sptrace.passes.canonicalize_conditions import how_many
 
 aten = torch.ops.aten
 
@@ -22,12 +23,11 @@ def canonicalize_norms(module: fx.GraphModule) -> int:
     """Rewrite; returns how many.
 
     1.  linalg_vector_norm(x, 2, dims), norm   ->  root(sum(x x), 2)
-        of order 1, p > 1, infinity, -infinity ->  sum(abs(x)), root(sum(abs(x)^p), p), extreme_size(x)
-    2.  linalg_matrix_norm(x, "fro", dims)     ->  the norm of order 2
-    3.  var, std                               ->  the mean square of x - mean(x), and its root
-    4.  var_mean(x), std_mean(x)               ->  var(x), std(x) and mean(x)
-    5.  pairwise_distance(x, y), cdist(x, y)   ->  the norm of x - y
-    6.  cosine_similarity(x, y)                ->  sum(x / |x| y / |y|)
+        of order 1, p, infinity, -infinity, 0  ->  sum(abs(x)), root(sum(abs(x)^p), p), extreme_size(x), sum(x != 0)
+    2.  var, std                               ->  the mean square of x - mean(x), and its root
+    3.  var_mean(x), std_mean(x)               ->  var(x), std(x) and mean(x)
+    4.  pairwise_distance(x, y), cdist(x, y)   ->  the norm of x - y
+    5.  cosine_similarity(x, y)                ->  sum(x / |x| y / |y|)
     """
     builder = GraphBuilder(module)
     count = 0
@@ -52,8 +52,6 @@ def _vector_norm(
     dtype: torch.dtype | None = None,
 ) -> fx.Node | None:
     order = 2 if order is None else order
-    if order < 1 and order != -math.inf:
-        return None
     reduced = _dims(x, dims)
     if order == 2:
         return builder.call(gates.root, _sum(builder, _square(builder, x), reduced, keepdim), 2)
@@ -62,21 +60,23 @@ def _vector_norm(
     size = builder.call(aten.abs.default, x)
     if order == 1:
         return _sum(builder, size, reduced, keepdim)
+    if order == 0:
+        return how_many(builder, builder.call(aten.ne.Scalar, x, 0), reduced, keepdim)
+    if order < 1:
+        return _low_norm(builder, x, size, order, reduced, keepdim)
     powers = builder.call(aten.pow.Tensor_Scalar, size, order)
     return builder.call(gates.root, _sum(builder, powers, reduced, keepdim), order)
 
 
-def _matrix_norm(
-    builder: GraphBuilder,
-    node: fx.Node,
-    x: fx.Node,
-    order: str | float = "fro",
-    dims: Sequence[int] = (-2, -1),
-    keepdim: bool = False,
-    *,
-    dtype: torch.dtype | None = None,
-) -> fx.Node | None:
-    return _vector_norm(builder, node, x, 2, dims, keepdim) if order == "fro" else None
+def _low_norm(
+    builder: GraphBuilder, x: fx.Node, size: fx.Node, order: float, dims: list[int], keepdim: bool
+) -> fx.Node:
+    """Of an order below 1, where a power has a pole at 0: as in PyTorch, 0 has no cotangent."""
+    nothing = builder.call(aten.eq.Scalar, x, 0)
+    beside = builder.call(aten.where.ScalarSelf, nothing, 1.0, size)
+    powers = builder.call(aten.pow.Tensor_Scalar, beside, order)
+    powers = builder.call(aten.where.ScalarSelf, nothing, 0.0 if order > 0 else math.inf, powers)
+    return builder.call(gates.root, _sum(builder, powers, dims, keepdim), order)
 
 
 def _variance(
@@ -147,12 +147,23 @@ def _distances(
     builder: GraphBuilder, node: fx.Node, a: fx.Node, b: fx.Node, order: float = 2.0, mode: int | None = None
 ) -> fx.Node | None:
     """Each difference written out: no digits are lost, and PyTorch's subgradient at a distance of 0 comes of itself."""
-    if math.isinf(order):
-        return None  # of several largest differences PyTorch gives each the whole cotangent, none its share
     rows = builder.call(aten.unsqueeze.default, a, value(a).ndim - 1)
     columns = builder.call(aten.unsqueeze.default, b, value(b).ndim - 2)
     difference = builder.call(aten.sub.Tensor, rows, columns)
+    if math.isinf(order):
+        return _largest_difference(builder, difference)
     return _vector_norm(builder, node, difference, order, [-1])
+
+
+def _largest_difference(builder: GraphBuilder, difference: fx.Node) -> fx.Node:
+    """Of several largest PyTorch gives each the whole cotangent, none its share: each is added, less what it is."""
+    size = builder.call(aten.abs.default, difference)
+    peak = builder.call(aten.detach.default, builder.call(aten.amax.default, size, [-1], True))
+    above = builder.call(aten.sub.Tensor, size, peak)
+    found = builder.call(aten.eq.Scalar, above, 0)
+    nothing = builder.call(aten.where.ScalarOther, found, above, 0.0)
+    total = builder.call(aten.sum.dim_IntList, nothing, [-1])
+    return builder.call(aten.add.Tensor, total, builder.call(aten.squeeze.dim, peak, -1))
 
 
 def _cosine_similarity(
@@ -191,7 +202,6 @@ def _dims(x: fx.Node, dims: Dims) -> list[int]:
 REWRITES: dict[Target, Callable[..., fx.Node | None]] = {
     aten.linalg_vector_norm.default: _vector_norm,
     aten.norm.ScalarOpt_dim: _vector_norm,
-    aten.linalg_matrix_norm.str_ord: _matrix_norm,
     aten.var.dim: _variance,
     aten.var.correction: _variance,
     aten.std.dim: _deviation,

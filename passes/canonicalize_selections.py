@@ -21,7 +21,7 @@ def canonicalize_selections(module: fx.GraphModule) -> int:
     """Rewrite; returns how many.
 
     1. topk(x, k, dim), sort(x, dim), both results        ->  i = places(x, k, dim, largest), gather(x, dim, i)
-    2. kthvalue(x, k, dim), median(x, dim), nanmedian      ->  the same, of i the last one
+    2. kthvalue(x, k, dim), median(x, dim)                 ->  the same, of i the last one
     3. argsort(x, dim), msort(x)                           ->  places alone, or values alone
     4. the second result of max(x, dim) and min(x, dim)    ->  argmax(x, dim), argmin(x, dim)
     5. one_hot(i, classes)                                 ->  i == 0, 1, 2 ... as whole numbers
@@ -151,7 +151,6 @@ PAIRS: dict[Target, Callable[..., tuple[fx.Node | None, ...]]] = {
     aten.sort.stable: _stable_sort,
     aten.kthvalue.default: _kth,
     aten.median.dim: _median,
-    aten.nanmedian.dim: _median,
     aten.max.dim: _extremum(aten.argmax.default),
     aten.min.dim: _extremum(aten.argmin.default),
 }

@@ -18,6 +18,7 @@ SPLITS: set[Target] = {
     aten.split_with_sizes.default,
     aten.chunk.default,
     aten.tensor_split.sections,
+    aten.tensor_split.indices,
 }
 
 

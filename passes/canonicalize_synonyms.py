@@ -45,7 +45,7 @@ def canonicalize_synonyms(module: fx.GraphModule) -> int:
     1. multiply(x, y), concat([x, y], 1), clip(x, 0, 6) ...  ->  mul(x, y), cat([x, y], 1), clamp(x, 0, 6) ...
     2. expand_as(x, y)                                       ->  expand(x, the shape of y)
     3. narrow(x, dim, start, length)                         ->  slice(x, dim, start, start + length)
-    4. movedim(x, from, to), numpy_T(x)                      ->  permute(x, the order of the dimensions)
+    4. numpy_T(x)                                            ->  permute(x, the order of the dimensions)
     5. mT(x)                                                 ->  transpose(x, -2, -1)
     6. copy(x, y), fill(x, y)                                ->  expand(y, the shape of x), in the dtype of x
     7. bitwise_and(x, y) of booleans, or, not                ->  logical_and(x, y), logical_or, logical_not
@@ -83,12 +83,6 @@ def _narrow(builder: GraphBuilder, x: fx.Node, dim: int, start: int, length: int
     return builder.call(aten.slice.Tensor, x, dim, start, start + length)
 
 
-def _movedim(builder: GraphBuilder, x: fx.Node, source: int, destination: int) -> fx.Node:
-    order = list(range(value(x).ndim))
-    order.insert(destination % len(order), order.pop(source))
-    return _permute(builder, x, order)
-
-
 def _reversed(builder: GraphBuilder, x: fx.Node) -> fx.Node:
     return _permute(builder, x, range(value(x).ndim)[::-1])
 
@@ -106,7 +100,6 @@ REWRITES: dict[Target, Callable[..., fx.Node]] = {
     aten.copy.default: _copy,
     aten.fill.Tensor: _copy,
     aten.narrow.default: _narrow,
-    aten.movedim.int: _movedim,
     aten.numpy_T.default: _reversed,
     aten.mT.default: _matrix_transposed,
 }

@@ -16,15 +16,16 @@ from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sptrace import layers
-from sptrace.constants import constant
+from sptrace.constants import at_batches, constant
 from sptrace.dynamic_batch import DynamicBatch, following_sizes
 from sptrace.errors import SptraceError, UnsupportedError
 from sptrace.exported_graph import simplify
 from sptrace.graph import (
     GraphBuilder,
+    another_shape,
     complaint,
     is_batch,
     parameter,
@@ -243,6 +244,7 @@ def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModul
             continue
         else:
             new = graph.node_copy(node, lambda argument: copied[argument])
+            new.target = another_shape(new.target) if new.op == "call_function" else new.target
             new.meta = _meta(node)
             new = _propagate(module, new)
             _lay_out(node, new)
@@ -273,18 +275,43 @@ def _propagate(module: fx.GraphModule, node: fx.Node) -> fx.Node:
         Exception
     ) as error:  # whatever an op raises that needs the numbers of a tensor, and not only its shape
         known = constant(module, node)
+        repeated = _repeated_by_counts(module, node)
+        if repeated is not None:
+            return repeated
         if known is not None:
             with module.graph.inserting_before(node):
                 new = GraphBuilder(module).constant("folded", known)
             new.meta |= {key: node.meta[key] for key in node.meta if key != "values"}
             module.graph.erase_node(node)
             return new
+        several = at_batches(module, node)
+        if several is not None:  # several results, which are read one by one
+            node.meta["values"] = tree_map_only(Tensor, lambda each: each.to("meta"), several)
+            return node
         where = node.meta.get("source", "source unknown")
         raise UnsupportedError(
             f"the sizes or numbers that {node.target} gives depend on the values of a tensor ({where}), "
             "which no fixed graph can do: write the network without it"
         ) from error
     return node
+
+
+def _repeated_by_counts(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """repeat_interleave of things that are each repeated a constant number of times, as a reading at fixed places."""
+    if node.target is not torch.ops.aten.repeat_interleave.self_Tensor:
+        return None
+    x, counts, *rest = node.args
+    dim = rest[0] if rest else node.kwargs.get("dim")
+    numbers = constant(module, counts)
+    if numbers is None or dim is None or isinstance(shape(x)[dim], BatchSize):
+        return None
+    places = torch.arange(shape(x)[dim]).repeat_interleave(numbers)
+    builder = GraphBuilder(module)
+    with builder.replacing(node):
+        index = builder.constant("repeated", places)
+        read = builder.call(torch.ops.aten.index_select.default, x, dim, index)
+    module.graph.erase_node(node)
+    return read
 
 
 def _without_masks(module: fx.GraphModule, node: fx.Node, indices: Any) -> list[fx.Node | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from sptrace.composition import compose
 from sptrace.dead_leaves import dead_leaves
 from sptrace.emission import emit, saving
 from sptrace.emission.pictures import take_pictures
-from sptrace.errors import SptraceError, SptraceWarning
+from sptrace.errors import SptraceError, SptraceWarning, UnsupportedError
 from sptrace.graph import value
 from sptrace.harness import harnessed, reason, unwrapped
 from sptrace.images import outside
@@ -47,6 +48,9 @@ from sptrace.verification.verify import verify
 from sptrace.version import __version__
 
 Progress = Callable[[str], None]
+
+NO_DERIVATIVE = re.compile(r"derivative for aten::(\w+) is not implemented")
+"""How PyTorch says it."""
 """Called with a few words whenever the compiler begins another stage."""
 
 
@@ -216,6 +220,12 @@ def compile_network(
     except SptraceError:
         raise
     except Exception as error:  # the network's own errors have become one line where it is run
+        missing = NO_DERIVATIVE.search(str(error))
+        if missing is not None:
+            raise UnsupportedError(
+                f"PyTorch has no derivative for {missing[1]}, so that no explanation could be verified: "
+                "write the network without it"
+            ) from error
         raise SptraceError(
             f"please report the network, this is an error of sptrace: {reason(error)}"
         ) from error

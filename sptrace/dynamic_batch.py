@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.sym_node import SymNode
 from torch.overrides import TorchFunctionMode
 
+from sptrace.respelled import RESPELLED
 from sptrace.source_lines import running_line
 
 
@@ -23,6 +24,7 @@ class DynamicBatch(TorchFunctionMode):
     | `take_along_dim` | its own broadcasting compares sizes |
     | `cdist` | more than 25 rows go another way, which differs by rounding |
     | `chunk`, `split`, `tensor_split` of k N pictures | the number of pieces is divided out |
+    | what `respelled` lists | its own code compares sizes |
     | `len` (see `following_sizes`) | Python takes nothing but a number |
     """
 
@@ -126,11 +128,12 @@ def following_sizes() -> Iterator[list[str]]:
         builtins.len, SymNode.guard_int = length, as_number
 
 
-REWRITES = {
+REWRITES: dict[str, Callable[..., Any]] = {
     "take_along_dim": _take_along_dim,
     "cdist": _cdist,
     "chunk": _chunk,
     "tensor_split": _chunk,
     "split": _split,
+    **RESPELLED,
 }
 """By the name of the call; None where the call is left as it is."""

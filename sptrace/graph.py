@@ -31,6 +31,20 @@ PERMUTATIONS = {torch.ops.aten.permute.default, torch.ops.aten.transpose.int}
 
 _META = torch.device("meta")
 
+_aten = torch.ops.aten
+IN_ANOTHER_SHAPE: dict[Target, Target] = {
+    _aten.squeeze_.default: _aten.squeeze.default,
+    _aten.squeeze_.dim: _aten.squeeze.dim,
+    _aten.squeeze_.dims: _aten.squeeze.dims,
+    _aten.unsqueeze_.default: _aten.unsqueeze.default,
+    _aten.transpose_.default: _aten.transpose.int,
+    _aten.swapaxes_.default: _aten.transpose.int,
+    _aten.swapdims_.default: _aten.transpose.int,
+    _aten.t_.default: _aten.t.default,
+    _aten.detach_.default: _aten.detach.default,
+}
+"""In place they change no number."""
+
 
 def value(node: fx.Node) -> Tensor:
     """What the node gives for the first of `BATCHES`: rank and dtype without data."""
@@ -58,6 +72,11 @@ def complaint(node: fx.Node, what: str) -> str:
     """The message for a node through which one picture's answer would depend on others."""
     where = node.meta.get("source", "source unknown")
     return f"{what} ({node.name!r}, {where}): let the network compute each picture by itself"
+
+
+def another_shape(target: Target) -> Target:
+    """`unsqueeze` for `unsqueeze_` and so on: an op that would give the values of its argument's node another shape."""
+    return IN_ANOTHER_SHAPE.get(target, target)
 
 
 def propagate(node: fx.Node) -> None:
@@ -250,12 +269,12 @@ class GraphBuilder:
             return node
         new = len(sizes) - value(node).ndim
         wanted = [
-            -1 if dim >= new and size == before else self._number(size)
+            -1 if dim >= new and size == before else self.number(size)
             for dim, (size, before) in enumerate(zip(sizes, given, strict=True))
         ]
         return self.call(torch.ops.aten.expand.default, node, wanted)
 
-    def _number(self, size: Size) -> int | fx.Node:
+    def number(self, size: Size) -> int | fx.Node:
         """A size as an argument: a number, or a multiple of the batch size, computed."""
         if not isinstance(size, BatchSize):
             return size

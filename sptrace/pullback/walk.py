@@ -10,6 +10,7 @@ from torch import fx
 
 from sptrace.errors import UnsupportedError
 from sptrace.graph import depends_on, shape, value
+from sptrace.pullback.missing import why_missing
 from sptrace.pullback.table import TABLE, Cotangents, Pull, Rule, aten
 from sptrace.sizes import BatchSize
 
@@ -99,7 +100,7 @@ def _apply_rule(
 ) -> list[tuple[fx.Node, fx.Node | None]]:
     rule = TABLE.get(node.target)  # type: ignore[arg-type]
     if rule is None:
-        raise UnsupportedError(_complaint(node, f"there is no pullback rule for {node.target}"))
+        raise UnsupportedError(_complaint(node, why_missing(node.target)))
     pairs = [(argument, part) for argument, part in _cotangents(rule, pull, v, node) if pull.needs(argument)]
     covered = {argument for argument, _ in pairs}
     missing = [

@@ -71,6 +71,19 @@ def test_the_variance_of_one_number_is_refused() -> None:
         passes.canonicalize_norms(module)
 
 
-def test_distances_by_the_largest_difference_stay_as_they_are() -> None:
-    module = capture(Op(lambda x: torch.cdist(x[:, 0], x[:, 1], p=math.inf)), torch.zeros(2, 3, 4, 4))
-    assert passes.canonicalize_norms(module) == 0
+def test_distances_by_the_largest_difference() -> None:
+    # Of several largest differences each has the whole cotangent, and of none that is larger than 0 none has any.
+    image = numbers(3, 3, 4, 4, seed=1).double()
+    image[1, 0], image[1, 1], image[2, 1] = 0.5, -0.5, image[2, 0]
+    check_all(image, lambda x: torch.cdist(x[:, 0], x[:, 1], p=math.inf))
+
+
+def test_norms_below_1() -> None:
+    image = numbers(3, 3, 4, 5, seed=1).double()
+    image[1, 0], image[2] = 0.0, 0.0
+    check_all(
+        image,
+        *(lambda x, p=p: torch.linalg.vector_norm(x, p, dim=(1, 3)) for p in (0.5, 0.9, -1, -2, -0.5)),
+        lambda x: x[:, 0] * torch.linalg.vector_norm(x, 0, dim=1),
+        tolerance=1e-9,  # powers of numbers near 0 leave fewer digits
+    )

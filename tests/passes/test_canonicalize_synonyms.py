@@ -32,8 +32,6 @@ from sptrace.passes.canonicalize_synonyms import LOGICAL, REWRITES, SYNONYMS
         (lambda self, x: x.narrow(2, 3, 4), "slice.Tensor"),
         (lambda self, x: x.narrow(-1, -5, 2), "slice.Tensor"),
         (lambda self, x: x.narrow(-1, -2, 2), "slice.Tensor"),
-        (lambda self, x: x.movedim(1, 3), "permute.default"),
-        (lambda self, x: x.movedim(-1, -3), "permute.default"),
         (lambda self, x: x.flatten(1).T.T, "permute.default"),
         (lambda self, x: x.mT, "transpose.int"),
         (lambda self, x: x * ((x > 0) & (x < 1)), "logical_and.default"),
