@@ -64,7 +64,7 @@ def test_as_autograd_of_the_original(ops: dict[str, Op]) -> None:
         answer = in_float64(leaf)
         (gradient,) = torch.autograd.grad(answer.gather(1, targets[:, None]).sum(), leaf)
         for index, name in enumerate(ops):
-            assert (logits - answer)[:, index].abs().max() < 1e-5 * answer[:, index].abs().max().clamp(
+            assert (logits - answer)[:, index].abs().max() < 3e-5 * answer[:, index].abs().max().clamp(
                 min=1
             ), name
             largest = gradient[index].abs().max()
