@@ -43,6 +43,8 @@ DTYPES = {
     35: torch.uint64,
 }
 _STRIDED = 7
+# Of a tensor whose numbers lie in the file only once, in bytes.
+_LARGEST_EXPANSION = 1 << 30
 _VERSION = 8
 # Where the forms before torch 2.8 have what is under models/ and data/ since.
 _OLD = ("serialized_exported_program.json", "serialized_state_dict.pt", "serialized_constants.pt")
@@ -160,6 +162,8 @@ def _strided(memory: Tensor, meta: Json) -> Tensor:
     if meta["layout"] != _STRIDED or len(sizes) != len(strides):
         raise ValueError("a tensor of another layout than strided")
     last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    if math.prod(sizes) * dtype.itemsize > max(memory.numel(), _LARGEST_EXPANSION):
+        raise ValueError(f"a tensor of {sizes} in {memory.numel()} bytes")
     if math.prod(sizes) == 0:
         return torch.empty(sizes, dtype=dtype)
     if (last + 1) * dtype.itemsize > memory.numel():

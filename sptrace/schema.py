@@ -28,7 +28,7 @@ def read(kind: type[Record], data: object, path: str = "") -> Record:
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{path or 'it'} is {_shown(data)}, no object")
-    hints = _hints(kind)
+    hints = _hints(typing.cast(Any, kind))  # mypy takes the class of a dataclass for unhashable
     known: dict[str, Field[Any]] = {item.name: item for item in fields(kind) if item.init}  # type: ignore[arg-type]
     for name in data:
         if name not in known:

@@ -142,6 +142,7 @@ def _peer(job: Job) -> Any:
     from sptrace.bench.peers import Peer
 
     torch.set_num_threads(job.threads)
+    # A whole network, whose code runs: written a moment ago by this very program, into a folder of its own.
     record = torch.load(job.folder / NETWORK, weights_only=False)
     return Peer(**record)
 

@@ -285,6 +285,9 @@ def config(change: Callable[[Document], object]) -> Callable[[Entries], Entries]
         config(lambda entry: entry["tensor_meta"].update(sizes=[{"as_int": 5}, {"as_int": -4}])),
         config(lambda entry: entry["tensor_meta"].update(strides=[{"as_int": 1 << 40}, {"as_int": 1}])),
         config(lambda entry: entry["tensor_meta"].update(storage_offset={"as_int": 1})),
+        config(
+            lambda entry: entry["tensor_meta"].update(sizes=[{"as_int": 1 << 40}], strides=[{"as_int": 0}])
+        ),
         config(lambda entry: entry["tensor_meta"].update(layout=1)),
         config(lambda entry: entry["tensor_meta"].update(dtype=99)),
         lambda content: {**content, "data/weights/weight_0": b""},
