@@ -30,6 +30,7 @@ HOMOGENEOUS: set[Target] = {
     aten.sum.dim_IntList,
     aten.transpose.int,
     aten.upsample_nearest2d.default,
+    gates.amax,
     gates.hardtanh,
     gates.max_pool2d,
     gates.relu,
@@ -153,7 +154,7 @@ def _own_constant(node: fx.Node) -> fx.Node | None:
 def _wish(gate: fx.Node) -> float | None:
     """The scale at which a homogeneous gate needs no factor."""
     rule, tau = gate.kwargs.get("rule"), gate.kwargs.get("tau")
-    if not isinstance(tau, int | float) or gate.target is gates.max_pool2d:
+    if not isinstance(tau, int | float) or gate.target in (gates.amax, gates.max_pool2d):
         return None
     return 1 / tau if rule == "sigmoid" else ERF / tau
 

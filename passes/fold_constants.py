@@ -12,21 +12,11 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, parameter, shape
+from sptrace.graph import SHAPED_ALIKE, GraphBuilder, parameter, shape
 from sptrace.passes.functionalize import memory_of, written_by
 from sptrace.sizes import BATCHES, BatchSize, Size
 
 aten = torch.ops.aten
-
-SHAPED_ALIKE: set[Target] = {
-    aten.zeros_like.default,
-    aten.ones_like.default,
-    aten.full_like.default,
-    aten.new_zeros.default,
-    aten.new_ones.default,
-    aten.new_full.default,
-}
-"""Ops that read the shape or dtype of their first argument, not its numbers."""
 
 Values = tuple[Any, ...]
 """What a node gives at each of `BATCHES`; the very same object if the batch does not matter."""

@@ -66,6 +66,7 @@ FOLLOWING: set[Target] = {
     aten.where.ScalarSelf,
     aten.where.self,
     aten.zeros_like.default,
+    gates.amax,
     gates.elu,
     gates.erf_gelu,
     gates.gelu,

@@ -133,6 +133,22 @@ class LayerScale:
 
 
 @dataclass(frozen=True)
+class HardOp:
+    """An op that is piecewise and stays hard, however gates are softened.
+
+    Arguments:
+        op: its name in ATen, for example "gt", "sort", "clamp".
+        path: of the module that calls it; "" for the network itself.
+    """
+
+    op: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.op} in {self.path or 'the network itself'}"
+
+
+@dataclass(frozen=True)
 class Measured:
     """How far the file is from the torch.fx program and from the eager reference, for one batch size.
 
@@ -212,6 +228,7 @@ class Description:
     softening: Softening
     gates: tuple[GateCount, ...]
     scales: tuple[LayerScale, ...] = ()
+    left_hard: tuple[HardOp, ...] = ()
     labels: tuple[str, ...] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     verification: Verification | None = None

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, fx
 
 from sptrace import direction, passes
-from sptrace.artifact import GateCount, LayerScale, Preprocessing
+from sptrace.artifact import GateCount, HardOp, LayerScale, Preprocessing
 from sptrace.calibration import calibrate
 from sptrace.graph import GraphBuilder, placeholder, static_shape
 from sptrace.independence import require_independence
 from sptrace.layout import NO_LAYER, Layout, as_map
+from sptrace.left_hard import left_hard
 from sptrace.links import LOGITS, Outputs
 from sptrace.neuron import LOGIT, Neuron
 from sptrace.pullback import pull_back
@@ -34,6 +35,7 @@ class Assembled:
             for class activation maps features [N, C, rows, columns], the layer's output, and their cotangent.
         gates: how many gates were softened, and how.
         scales: what relative temperatures refer to, where that was measured when compiling.
+        left_hard: what is piecewise and no gate.
         classes: number of logits.
         input_range: the values of black and white in `image`.
         parameters: for every input that a parameter was lifted to, the path of the constant and the parameter's name.
@@ -42,6 +44,7 @@ class Assembled:
     module: fx.GraphModule
     gates: tuple[GateCount, ...]
     scales: tuple[LayerScale, ...]
+    left_hard: tuple[HardOp, ...]
     classes: int
     input_range: tuple[float, float]
     parameters: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -81,6 +84,7 @@ def assemble(
     constants = [module.get_buffer(path) for path in lifted.values()]
     require_independence(module, preprocessing.input_range, constants)
     gates = passes.soften(module, softening)
+    hard = left_hard(module, softening)
     scales = () if calibration is None else calibrate(module, calibration, lifted.values())
     passes.run(passes.REPARAMETRIZE, module)
     graph = module.graph
@@ -109,7 +113,7 @@ def assemble(
     (classes,) = static_shape(logits, [1])
     passes.run(passes.LOWER, module)
     parameters = {place: (path, names[path]) for place, path in lifted.items()}
-    return Assembled(module, gates, scales, classes, preprocessing.input_range, parameters)
+    return Assembled(module, gates, scales, hard, classes, preprocessing.input_range, parameters)
 
 
 def _as_maps(module: fx.GraphModule, at_layer: Mapping[str, fx.Node], how: Layout) -> dict[str, fx.Node]:

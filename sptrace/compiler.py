@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from sptrace import cam_layer, capture, half_precision
+from sptrace import cam_layer, capture, half_precision, left_hard
 from sptrace.artifact import (
     METADATA_KEY,
     SMALLEST_STD,
@@ -151,6 +151,9 @@ def compile(
         SptraceError: a mistake in the arguments.
         UnsupportedError: the network contains what sptrace has no rule for.
         VerificationError: the program disagrees with its references.
+
+    Warns:
+        SptraceWarning: the softening leaves something hard that is piecewise and no gate, as the description lists.
     """
     capture.check(model, example)
     model = unwrapped(model)
@@ -310,6 +313,7 @@ def _compile_network(
         softening=softening,
         gates=assembled.gates,
         scales=assembled.scales,
+        left_hard=assembled.left_hard,
         labels=network.labels,
         verification=verification,
         precision=precision,
@@ -319,6 +323,8 @@ def _compile_network(
         taken_off=outputs.taken_off,
     )
     model.metadata_props[METADATA_KEY] = description.to_json()
+    if assembled.left_hard:
+        warnings.warn(left_hard.warning(assembled.left_hard), SptraceWarning, stacklevel=4)
     return Program(module, description, model)
 
 

@@ -43,6 +43,11 @@ def max_pool2d(
     return torch.nn.functional.max_pool2d(z, kernel, stride, padding, dilation, ceil_mode)
 
 
+def amax(z: Tensor, dims: list[int], keepdim: bool, *, rule: str, tau: Temperature) -> Tensor:
+    """The largest number over `dims`: a max pool whose windows are rows, channels, or the maps of a stack."""
+    return torch.amax(z, dims, keepdim)
+
+
 def leaky_relu(z: Tensor, slope: float | Tensor, *, rule: str, tau: Temperature) -> Tensor:
     """The z where z > 0, else slope * z; the slope of a PReLU is a tensor that broadcasts over z."""
     return torch.where(z > 0, z, slope * z)

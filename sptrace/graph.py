@@ -172,6 +172,29 @@ def depends_on(graph: fx.Graph, source: fx.Node) -> set[fx.Node]:
     return dependent
 
 
+SHAPED_ALIKE: set[Target] = {
+    torch.ops.aten.zeros_like.default,
+    torch.ops.aten.ones_like.default,
+    torch.ops.aten.full_like.default,
+    torch.ops.aten.new_zeros.default,
+    torch.ops.aten.new_ones.default,
+    torch.ops.aten.new_full.default,
+}
+"""Ops that read the shape or dtype of their first argument, not its numbers."""
+
+
+def influenced_by(graph: fx.Graph, source: fx.Node) -> set[fx.Node]:
+    """All nodes whose numbers depend on those of `source`: masks and places of maxima too, but no sizes."""
+    influenced = {source}
+    for node in graph.nodes:
+        first = node.meta.get("values", (None,))[0]
+        if not isinstance(first, Tensor | tuple | list) or node.target in SHAPED_ALIKE:
+            continue
+        if any(argument in influenced for argument in node.all_input_nodes):
+            influenced.add(node)
+    return influenced
+
+
 def _is_continuous(given: Any) -> bool:
     """Is it a tensor of real or complex numbers, or has an op given one among others?"""
     if isinstance(given, tuple | list):

@@ -101,7 +101,7 @@ ARITHMETIC: dict[str, Op] = {
     "product": lambda x: x[:, :2] * x[:, 2:],
     "quotient": lambda x: x[:, :2] / _positive(x[:, 2:]),
     "reciprocal": lambda x: _positive(x).reciprocal(),
-    "clamp": lambda x: x.clamp(-0.4, 0.5),
+    "clamp": lambda x: x.clamp(0.1, 0.5),
     "clamp_min": lambda x: x.clamp(min=-0.2),
     "clamp_max": lambda x: x.clamp(max=0.2),
     "clamp_min_call": lambda x: torch.clamp_min(x, -0.2),
@@ -131,10 +131,7 @@ FUNCTIONS: dict[str, Op] = {
     "detach": lambda x: x * x.detach(),
     "softmax": lambda x: (3 * x).softmax(1),
     "softmax_last": lambda x: (3 * x).softmax(-1),
-    "amax": lambda x: x.amax((2, 3)),
     "cumsum": lambda x: x.cumsum(3) * 0.3,
-    "maximum": lambda x: torch.maximum(x[:, :2], x[:, 2:]),
-    "minimum": lambda x: torch.minimum(x[:, :2], x[:, 2:]),
     "where": lambda x: torch.where(x[:, :2] > x[:, 2:], 2 * x[:, :2], x[:, 2:] * -0.5),
     "where_number": lambda x: torch.where(x > 0.1, x, 0.3),
     "where_other": lambda x: torch.where(x > 0.1, 0.3, x),
@@ -148,7 +145,6 @@ MORE_FUNCTIONS: dict[str, Op] = {
     "norm": lambda x: torch.linalg.vector_norm(x, dim=1),
     "norm_3": lambda x: torch.linalg.vector_norm(x, 3, dim=1),
     "norm_infinity": lambda x: torch.linalg.vector_norm(x, float("inf"), dim=1),
-    "max_dim": lambda x: x.max(1).values,
     "tan": lambda x: (0.3 * x).tan(),
     "sinh": lambda x: x.sinh(),
     "cosh": lambda x: x.cosh(),
@@ -247,6 +243,10 @@ GATES: dict[str, Op] = {
     "glu": nn.GLU(1),
     "max_pool": nn.MaxPool2d(2),
     "max_pool_overlapping": nn.MaxPool2d(3, 2, 1),
+    "amax": lambda x: (40 * x).amax((2, 3)),  # their exponentials are too large for float32
+    "max_dim": lambda x: x.max(1).values,
+    "maximum": lambda x: torch.maximum(x[:, :2], x[:, 2:]),
+    "minimum": lambda x: torch.minimum(x[:, :2], x[:, 2:]),
 }
 ATTENTION: dict[str, Op] = {f"attention, {form}": Attention(form) for form in ("sdpa", "left", "right")}
 
@@ -258,7 +258,7 @@ NETWORKS: dict[str, Network] = {
     **{f"{name}, hard": Network(op, "hard") for name, op in GATING.items()},
     **{
         f"{name}, relative": Network(GATES[name], "relative")
-        for name in ("relu", "relu6", "max_pool_overlapping")
+        for name in ("relu", "relu6", "max_pool_overlapping", "amax")
     },
     "relu, excitation": Network(GATES["relu"], "excitation"),
     "relu, guided": Network(GATES["relu"], "guided"),

@@ -61,6 +61,7 @@ def _summary(artifact: Path, file: OnnxFile, description: Description) -> Table:
         ("network", description.network),
         ("weights", description.weights),
         ("parameters", f"{description.parameters:,}"),
+        *([("left hard", ", ".join(map(str, description.left_hard)))] if description.left_hard else []),
         ("classes", f"{description.classes}{'' if description.labels else ' (without names)'}"),
         ("outputs", _outputs(description)),
         ("written by", f"sptrace {description.version}"),

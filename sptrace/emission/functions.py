@@ -96,9 +96,14 @@ def power(onnx: OnnxBuilder, node: fx.Node, x: fx.Node, exponent: float) -> ir.V
     return onnx.op("Pow", x, onnx.operand(float(exponent), value(x).dtype))
 
 
-@emits(aten.amax.default)
+@emits(aten.amax.default, gates.amax)
 def amax(
-    onnx: OnnxBuilder, node: fx.Node, x: fx.Node, dims: Sequence[int] = (), keepdim: bool = False
+    onnx: OnnxBuilder,
+    node: fx.Node,
+    x: fx.Node,
+    dims: Sequence[int] = (),
+    keepdim: bool = False,
+    **gate: object,
 ) -> ir.Value:
     """ReduceMax."""
     axes = list(dims) or list(range(value(x).ndim))

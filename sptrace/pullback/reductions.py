@@ -10,6 +10,9 @@ from torch import fx
 from sptrace import gates
 from sptrace.graph import shape, value
 from sptrace.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.pullback.temperature import inverse_temperature
+from sptrace.pullback.term import Term
+from sptrace.softening import Temperature
 
 
 @adjoint(aten.amax.default)
@@ -52,6 +55,27 @@ def first_maximum(pull: Pull, v: fx.Node, y: fx.Node, x: fx.Node, dim: int, keep
     place = pull.call(aten.argmax.default, x, dim, True)
     found = pull.call(aten.eq.Tensor, place, pull.constant("maximum.places", numbers))
     yield x, pull.through(pull.reshape(v, kept), found)
+
+
+@adjoint(gates.amax)
+def softened_amax(
+    pull: Pull,
+    v: fx.Node,
+    y: fx.Node,
+    z: fx.Node,
+    dims: Sequence[int],
+    keepdim: bool,
+    *,
+    rule: str,
+    tau: Temperature,
+) -> Cotangents:
+    """`softmax`: v spread over `dims` with weights softmax(z / tau), which carry no gradient. `hard` is aten.amax."""
+    pull.sizes(z, dims)
+    kept = [1 if dim in dims else size for dim, size in enumerate(shape(z))]
+    above = Term(pull, z) - Term(pull, pull.reshape(y, kept))
+    powers = (above * inverse_temperature(pull, z, tau)).exp()
+    share = Term(pull, pull.reshape(v, kept)) / powers.sum(dims)
+    yield z, (powers * share).node
 
 
 @adjoint(aten.cumsum.default)

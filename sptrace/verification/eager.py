@@ -20,6 +20,7 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from sptrace.answers import logits_of
 from sptrace.links import LOGITS, Outputs
+from sptrace.verification import eager_spellings
 from sptrace.verification.eager_layout import Seen, look
 from sptrace.verification.eager_link import WatchedEnd
 from sptrace.verification.eager_mode import SoftenedGates
@@ -298,11 +299,10 @@ def measure(
     Each is of one picture, averaged over the pictures; arguments as in `reference`.
     """
     measured = []
-    for first in range(0, len(pictures), 8):
-        some = pictures[first : first + 8]
-        scopes = Scopes(len(some))
+    for index in range(len(pictures)):  # alone, whatever dimension the network moves its pictures to
+        scopes = Scopes(1)
         with SoftenedGates(rules, scopes), scopes.following(module):
-            module(_normalised(some, mean, std, input_range))
+            module(_normalised(pictures[index : index + 1], mean, std, input_range))
         measured.append(scopes.seen)
     return [float(torch.cat(column).mean()) for column in zip(*measured, strict=True)]
 
@@ -313,11 +313,13 @@ def _normalised(
     std: Sequence[float] | None,
     input_range: tuple[float, float],
 ) -> Tensor:
+    """What the network sees, marked as what gates depend on."""
     pixels = image.clone()  # a network may overwrite its input, autograd forbids that of a leaf
     if mean is not None and std is not None:
         low, high = input_range
         centre, scale = (image.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
         pixels = ((pixels - low) / (high - low) - centre) / scale
+    eager_spellings.mark(pixels)
     return pixels
 
 

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from sptrace.verification import eager_products
+from sptrace.verification import eager_maxima, eager_products, eager_spellings
 from sptrace.verification.eager_recurrences import OPENED
-from sptrace.verification.eager_rules import RULES, Pullback, Rule, Rules, check, read
+from sptrace.verification.eager_rules import RULES, Pullback, Rule, Rules, check, read, shared, softmax_over
 from sptrace.verification.eager_scopes import Scopes
 
 # Kinds whose derivative jumps: in float32 nobody can tell on which side an input lies that is 0 but for rounding.
@@ -52,6 +53,23 @@ def _ordinary(func: Any, z: Tensor, at: Tensor, args: Sequence[Any], kwargs: Map
     return pullback
 
 
+def _as_gate(
+    found: eager_spellings.Slopes | eager_spellings.Bounds,
+) -> tuple[str, dict[str, Any], float, bool]:
+    """Kind, arguments, factor, and whether it is the gate of -z."""
+    if isinstance(found, eager_spellings.Bounds):
+        if found.high == 0:
+            return "relu6", {"max_val": -found.low}, -1.0, True
+        if found.low == 0:
+            return "relu6", {"max_val": found.high}, 1.0, False
+        return "hardtanh", {"min_val": found.low, "max_val": found.high}, 1.0, False
+    if isinstance(found.below, float) and found.below == 0:
+        return "relu", {}, found.above, False
+    if found.above == 0 and isinstance(found.below, float):
+        return "relu", {}, -found.below, True
+    return "leaky_relu", {"negative_slope": found.below / found.above}, found.above, False
+
+
 class SoftenedGates(TorchFunctionMode):
     """Swaps gating calls for their softened twins.
 
@@ -83,16 +101,125 @@ class SoftenedGates(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        of_image = any(map(eager_spellings.is_marked, tree_leaves((args, kwargs))))
+        result = self._answer(func, args, kwargs)
+        if of_image and not eager_spellings.SHAPED_ALIKE.fullmatch(str(getattr(func, "__name__", ""))):
+            eager_spellings.mark(args[0] if result is None and args else result)
+        return result
+
+    def _answer(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the network gets for its call."""
         if func is F.multi_head_attention_forward:
             return self._multi_head_attention(args, kwargs)
         name = str(getattr(func, "__name__", "")).partition(".")[0].strip("_")
         if name in OPENED:
             with self:
                 return OPENED[name](*args, **kwargs)
+        made = eager_spellings.made_by(name, func, args, kwargs)
+        kinked = made is not None and made.kinked and read(func, args, kwargs) is None
+        reduced = eager_maxima.reduced(name, args, kwargs)
+        if made is not None and kinked:
+            result, made.gate = self._kinked(made)
+            if made.in_place:
+                result = args[0].copy_(result)
+            else:
+                self._note_products(name, result, func, args, kwargs)
+        elif reduced is not None:
+            result = self._reduced(reduced, func, args, kwargs)
+        else:
+            result = self._named(name, func, args, kwargs)
+            if made is not None:
+                made.gate = read(func, args, kwargs) is not None
+        if made is not None and isinstance(result, Tensor):
+            eager_spellings.note(result, made)
+        return None if name == "setitem" else result
+
+    def _kinked(self, made: eager_spellings.Made) -> tuple[Tensor, bool]:
+        """The result of a call that may end a gate written out of several; and whether it does."""
+        result = made.run(lambda token: token.tensor)
+        found = eager_spellings.find(made, result)
+        if found is None:
+            return result, False
+        if isinstance(found, eager_spellings.Larger):
+            z = eager_maxima.stacked(found.first.tensor, found.second.tensor, result.shape)
+            over = self._over_dimensions(z, [1], found.largest)
+            pullback = None if over is None else (lambda cotangent: over(cotangent.unsqueeze(1)))
+        else:
+            z = found.z.tensor
+            pullback = self._of_one_map(made, found, result)
+        if pullback is None:
+            return result, True
+        value = result.detach()
+        return _Softened.apply(z, lambda: value, pullback), True
+
+    def _of_one_map(
+        self,
+        made: eager_spellings.Made,
+        found: eager_spellings.Slopes | eager_spellings.Bounds,
+        result: Tensor,
+    ) -> Pullback | None:
+        """The pullback of factor * gate(z), or of factor * gate(-z); None: it is the ordinary one."""
+        kind, arguments, factor, mirrored = _as_gate(found)
+        make_pullback, tau = self._rule(kind)
+        # A clamp of a ReLU is one gate: by its own rule, not by that of the ReLU.
+        if make_pullback is None and self.jitter == 0 and not isinstance(found, eager_spellings.Bounds):
+            return None
+        z, sign = found.z.tensor.detach(), -1.0 if mirrored else 1.0
+        with torch.no_grad():
+            heated = None if make_pullback is None else self._temperature(sign * z, tau)
+
+            def at(place: Tensor) -> Pullback:
+                if make_pullback is None:
+                    return eager_spellings.ordinary(made, found.z, place)
+                softened = make_pullback(sign * place, heated, **arguments)
+                return lambda cotangent: sign * softened(factor * cotangent)
+
+            pullback = at(self._beside(z, kind))
+            if make_pullback in _JUMPING:
+                self._count(kind, result, pullback, lambda: at(z))
+        return pullback
+
+    def _reduced(
+        self, reduced: eager_maxima.Reduced, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """A maximum or minimum over dimensions."""
+        z, dims = reduced.z, reduced.dims
+        pullback = self._over_dimensions(z, dims, reduced.largest)
+        if pullback is None:
+            return func(*args, **kwargs)
+        with torch.no_grad():
+            result = func(*args, **kwargs)
+        value = result[0] if isinstance(result, tuple) else result
+        kept = [1 if dim in dims else size for dim, size in enumerate(z.shape)]
+        softened = _Softened.apply(z, lambda: value, lambda cotangent: pullback(cotangent.reshape(kept)))
+        return type(result)((softened, result[1])) if isinstance(result, tuple) else softened
+
+    def _over_dimensions(self, z: Tensor, dims: list[int], largest: bool) -> Pullback | None:
+        """The pullback of a maximum, or of a minimum, over dimensions that stay; None: it is the ordinary one."""
+        rules = self._rules()
+        rule, tau = rules.get("max_pool", ("hard", None))
+        with torch.no_grad():
+            at = z.detach() if largest else -z.detach()
+            beside = self._beside(at, "maximum")
+            if rule == "softmax":
+                # Of a stack of maps, [4, N, ...], the pictures come second.
+                rest = [dim for dim in range(z.ndim) if dim not in dims]
+                first = next((dim for dim in rest if z.shape[dim] % self.scopes.pictures == 0), 0)
+                scale = self._temperature(at.movedim(first, 0), tau)
+                scale = scale.movedim(0, first) if isinstance(scale, Tensor) else scale
+                return softmax_over(beside, scale, dims)
+            if self.jitter > 0:
+                pullback = shared(beside, dims)
+                self._count("maximum", at.amax(dims, keepdim=True), pullback, lambda: shared(at, dims))
+                return pullback
+        return None
+
+    def _named(self, name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The result of a call whose name says whether it is a gate."""
         written_out = self._written_out(name, func, args, kwargs)
         if written_out is not None:
             return written_out
-        kind, arguments = read(func, args, kwargs) or self._maximum(name, args, kwargs) or (None, {})
+        kind, arguments = read(func, args, kwargs) or (None, {})
         make_pullback, tau = self._rule(kind)
         jumps = make_pullback in _JUMPING and self.jitter > 0 and kind in _JUMPS
         if make_pullback is None and not jumps:
@@ -101,9 +228,7 @@ class SoftenedGates(TorchFunctionMode):
                 # torch 2.14.1 on the CPU: of one picture in eval mode its backward reads a cotangent with transposed
                 # strides as if it were contiguous.
                 result.register_hook(lambda cotangent: cotangent.contiguous())
-            attention, attention_tau = self._rule("attention")
-            if attention is not None or name != "softmax":
-                eager_products.note(name, result, func, args, kwargs, attention_tau or 1.0)
+            self._note_products(name, result, func, args, kwargs)
             return result
 
         z = arguments.pop("value" if kind == "attention" else "input")
@@ -120,28 +245,21 @@ class SoftenedGates(TorchFunctionMode):
                     return _ordinary(func, z, place, args, kwargs)
                 return make_pullback(place, heated, **arguments)
 
-            beside = self._beside(z, kind) if self.jitter > 0 and kind in _JUMPS else z
-            pullback = at(beside)
-            if self.doubted is not None and jumps:
-                self._count(str(kind), value, pullback, at(z.detach()))
+            pullback = at(self._beside(z, kind) if kind in _JUMPS else z)
+            if jumps:
+                self._count(str(kind), value, pullback, lambda: at(z.detach()))
         if value is copy:  # that is how an in-place call answers
             return z.copy_(_Softened.apply(z, lambda: value, pullback))
-        if isinstance(value, torch.return_types.max):
-            return type(value)((_Softened.apply(z, lambda: value[0], pullback), value[1]))
         if isinstance(value, tuple):  # max-pooling with indices
             return _Softened.apply(z, lambda: value[0], pullback), *value[1:]
         return _Softened.apply(z, lambda: value, pullback)
 
-    @staticmethod
-    def _maximum(
-        name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[str, dict[str, Any]] | None:
-        """A maximum over dimensions: no gate with rules, but which number is the largest may be in doubt."""
-        over_dimensions = name == "amax" or (name == "max" and (len(args) > 1 or kwargs))
-        tensors = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)]
-        if not over_dimensions or len(tensors) != 1 or not tensors[0].is_floating_point():
-            return None
-        return "maximum", {"input": tensors[0]}
+    def _note_products(
+        self, name: str, result: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        attention, tau = self._rule("attention")
+        if attention is not None or name != "softmax":
+            eager_products.note(name, result, func, args, kwargs, tau or 1.0)
 
     def _written_out(
         self, name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -168,11 +286,14 @@ class SoftenedGates(TorchFunctionMode):
         return attended
 
     def _rule(self, kind: str | None) -> tuple[Callable[..., Pullback] | None, Any]:
-        rules = self.rules if isinstance(self.rules, Mapping) else self._rules_here(self.rules)
+        rules = self._rules()
         if kind is None or kind not in rules:
             return None, None
         rule, tau = rules[kind]
         return RULES[kind].get(rule), tau
+
+    def _rules(self) -> Mapping[str, Rule]:
+        return self.rules if isinstance(self.rules, Mapping) else self._rules_here(self.rules)
 
     def _rules_here(self, rules: Callable[[str], Mapping[str, Rule]]) -> Mapping[str, Rule]:
         path = self.scopes.path
@@ -191,17 +312,20 @@ class SoftenedGates(TorchFunctionMode):
         a ReLU, and in black parts of a picture, they are 0 in every correct program.
         """
         z = z.detach()
+        if self.jitter == 0:
+            return z
         noise = torch.randn(z.shape, generator=self.generator, dtype=z.dtype)
         zeros = z == 0
         if kind == "max_pool" or zeros.sum() > max(1, z.numel() // 1000):
             noise = noise * ~zeros
         return z + self.jitter * z.std() * noise
 
-    def _count(self, kind: str, value: Any, moved: Pullback, usual: Pullback) -> None:
+    def _count(self, kind: str, value: Any, moved: Pullback, usual: Callable[[], Pullback]) -> None:
         """Inputs that get another share of a cotangent of ones when the gate's input is moved."""
+        if self.doubted is None:
+            return
         ones = torch.ones_like(value[0] if isinstance(value, tuple) else value)
-        assert self.doubted is not None
-        self.doubted[self.scopes.path, kind] += int((moved(ones) != usual(ones)).sum())
+        self.doubted[self.scopes.path, kind] += int((moved(ones) != usual()(ones)).sum())
 
     def _multi_head_attention(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]

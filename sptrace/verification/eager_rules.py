@@ -151,6 +151,19 @@ def _softmax_windows(z: Tensor, tau: float | Tensor, form: str, **arguments: Any
     return lambda cotangent: pullback(cotangent.unsqueeze(-2)).squeeze(-2) if row else pullback(cotangent)
 
 
+def softmax_over(z: Tensor, tau: float | Tensor, dims: list[int]) -> Pullback:
+    """Spread the cotangent, which has size 1 in `dims`, over these by softmax(z / tau)."""
+    powers = torch.exp((z - z.amax(dims, keepdim=True)) / tau)
+    weights = powers / powers.sum(dims, keepdim=True)
+    return lambda cotangent: weights * cotangent
+
+
+def shared(z: Tensor, dims: list[int]) -> Pullback:
+    """Share the cotangent, which has size 1 in `dims`, among the largest numbers: what amax does."""
+    largest = (z == z.amax(dims, keepdim=True)).to(z.dtype)
+    return lambda cotangent: cotangent * largest / largest.sum(dims, keepdim=True)
+
+
 def _held_glu(x: Tensor, tau: float | Tensor, dim: int = -1, **_: Any) -> Pullback:
     """Let the first half carry the cotangent through the gate, the second half, which is the gate, none."""
     second = (x / tau).chunk(2, dim)[1]
@@ -230,9 +243,6 @@ _ADAPTIVE_MAX_POOL = ("max_pool", "input output_size return_indices")
 # The name of a call: the kind of its gate, and the names of the arguments that it takes by position.
 _CALLS: dict[str, tuple[str, str]] = {
     "relu": ("relu", "input inplace"),
-    "clamp": ("clamp", "input min max"),
-    "clamp_min": ("clamp", "input min"),
-    "clip": ("clamp", "input min max"),
     "relu6": ("relu6", "input inplace"),
     "hardtanh": ("hardtanh", "input min_val max_val inplace"),
     "max_pool2d": _MAX_POOL,
@@ -262,15 +272,13 @@ def read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str
         return None
     kind, names = _CALLS[name]
     arguments = {**dict(zip(names.split(), args, strict=False)), **kwargs}
-    if kind == "clamp":
-        low = arguments.get("min")
-        is_relu = isinstance(low, (int, float)) and low == 0 and arguments.get("max") is None
-        return ("relu", arguments) if is_relu else None
     if kind == "hardtanh":
         low, high = arguments.get("min_val", -1), arguments.get("max_val", 1)
         if low > 0 or high <= 0:
             return None  # y = z * m(z) would need an infinite m at 0: a clamp, not a gate
         return "relu6" if low == 0 else "hardtanh", arguments
+    if name == "leaky_relu" and arguments.get("negative_slope") == 0:
+        return "relu", arguments
     if kind in ("elu", "max_pool"):
         arguments["form"] = name
     if name == "instance_norm" and not arguments.get("use_input_stats", True):

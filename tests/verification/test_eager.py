@@ -177,9 +177,7 @@ def test_relu(form: str, rule: str, gate: Callable[[Any], Any]) -> None:
     assert torch.equal(image, before)
 
 
-@pytest.mark.parametrize(
-    "bounds", [{"min": 0, "max": 1}, {"min": -1}, {"max": 0}, {"min": torch.zeros((), dtype=torch.float64)}]
-)
+@pytest.mark.parametrize("bounds", [{"min": 0, "max": 1}, {"min": -1}, {"max": 0.5}])
 def test_other_clamps_are_not_gates(bounds: dict[str, Any]) -> None:
     image = picture(1, 3, 4, 4)
     attribution, cotangent, _ = pull(lambda x: x.clamp(**bounds), image, {"relu": ("phi", 0.6)})
