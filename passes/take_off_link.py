@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,21 +113,47 @@ def take_off_link(module: fx.GraphModule, tail: Tail) -> None:
 ARITHMETIC = {
     "add", "sub", "rsub", "mul", "div", "neg", "exp", "log", "pow", "sqrt", "clamp", "clamp_min", "clamp_max",
     "maximum", "minimum", "where", "masked_fill", "mean", "sum", "amax", "amin", "logsumexp", "cat", "concat", "stack",
-    "select", "slice", "index", "index_select", "unbind", "split", "chunk", "getitem", "permute", "transpose", "expand",
+    "nan_to_num", "reciprocal", "square", "multiply", "divide", "true_divide", "subtract", "lerp", "flip", "roll",
+    "select", "slice", "index", "index_select", "gather", "unbind", "split", "chunk",
+    "getitem", "permute", "transpose", "expand",
 }  # fmt: skip
 """Ops by name after which numbers made of probabilities are still that."""
 
 
+BOUNDED = {
+    "hardsigmoid",
+    "hardtanh",
+    "clamp",
+    "clip",
+    "tanh",
+    "erf",
+    "exp",
+    "reciprocal",
+    "relu6",
+    "softsign",
+}
+"""Functions that, with arithmetic around them, squeeze numbers into [0, 1]: probabilities that are no sigmoids."""
+
+
 def is_made_of_probabilities(module: fx.GraphModule) -> bool:
     """Is the output computed of softmaxes and sigmoids alone, by arithmetic and means, with no layer in between?"""
+    return _is_made_of(module, set())
+
+
+def is_squeezed(module: fx.GraphModule) -> bool:
+    """Is the output computed by arithmetic of functions that bound numbers, like `is_made_of_probabilities`?"""
+    return _is_made_of(module, BOUNDED)
+
+
+def _is_made_of(module: fx.GraphModule, functions: Collection[str]) -> bool:
     dependent = depends_on(module.graph, placeholder(module.graph, "image"))
     waiting = [answer(module)]
     seen = set(waiting)
     while waiting:
         node = waiting.pop()
-        if node.target in SOFTMAXES | SIGMOIDS:
-            continue
         named = str(getattr(node.target, "__name__", node.target)).partition(".")[0].rstrip("_")
+        if node.target in SOFTMAXES | SIGMOIDS or named in functions:
+            continue
         if node.target not in SIZES | COPIES | DROPOUTS | CASTS and named not in ARITHMETIC:
             return False
         read = {source for source in node.all_input_nodes if source in dependent} - seen

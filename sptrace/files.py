@@ -48,6 +48,8 @@ def _require_folder(path: str | os.PathLike[str], folder: Path) -> None:
 @contextmanager
 def _told(path: str | os.PathLike[str]) -> Iterator[None]:
     """Within this context whatever the system refuses is said of `path`, in one line."""
+    if not isinstance(path, str | os.PathLike):
+        raise SptraceError(f"the name of a file to write is a text or a path, not {type(path).__name__}")
     try:
         yield
     except PermissionError as error:

@@ -13,11 +13,15 @@ INT64 = 2**63 - 1
 
 
 def plain(given: Any) -> Any:
-    """A number of any library as Python's int or float; what is none (a bool is none) as it is."""
+    """A number of any library as Python's int or float; what is none (a bool is none) as it is.
+
+    A whole number that int64 does not hold is a float, if float64 holds it.
+    """
     if isinstance(given, bool):
         return given
     if isinstance(given, Integral):
-        return int(given)
+        whole = int(given)
+        return whole if is_whole(whole) or abs(whole) > LARGEST else float(whole)
     if isinstance(given, Real):
         return float(given)
     return given

@@ -11,7 +11,13 @@ from sptrace.artifact import Preprocessing
 from sptrace.errors import SptraceError
 from sptrace.graph import static_shape
 from sptrace.links import Outputs, check_link, is_pair
-from sptrace.passes.take_off_link import answer, find_link, is_made_of_probabilities, take_off_link
+from sptrace.passes.take_off_link import (
+    answer,
+    find_link,
+    is_made_of_probabilities,
+    is_squeezed,
+    take_off_link,
+)
 
 SUMS_TO_ONE = 1e-4
 """How far rows of float32 probabilities may be from a sum of 1."""
@@ -32,6 +38,7 @@ def read_outputs(
     | one of two classes of a softmax, sigmoid, logsigmoid | yes | sigmoid |
     | probabilities made otherwise: rows of non-negative numbers that sum to 1 | no | identity |
     | softmaxes or sigmoids and further arithmetic that gives no such rows | no | none |
+    | the same of other bounded functions (tanh, clamp, 1 / (1 + exp)), all of it in [0, 1] | no | none |
     | anything else with two outputs or more | no | softmax |
     | anything else with one output | no | none |
 
@@ -85,7 +92,9 @@ def _guessed(captured: fx.GraphModule, count: int, pictures: Tensor) -> str:
     sums = given.sum(1)
     if _within_unit(given) and bool(((sums - 1).abs() <= SUMS_TO_ONE).all()):
         return "identity"
-    return "none" if is_made_of_probabilities(captured) else "softmax"
+    if is_made_of_probabilities(captured) or (_within_unit(given) and is_squeezed(captured)):
+        return "none"
+    return "softmax"
 
 
 def _given(captured: fx.GraphModule, pictures: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ from sptrace.targets import PREDICTED
 
 Provider = str | tuple[str, dict[str, Any]]
 Target = int | str | Sequence[int | str] | NDArray[np.integer[Any]] | None
+SURE = 1 - 1e-5
+"""From where on a probability's slope has less than three digits in float32."""
 MOST_THREADS = 1024
 """No machine has more cores than that for one operator; onnxruntime starts as many as it is told, or dies."""
 _INSTALL = dict.fromkeys(
@@ -123,7 +125,7 @@ class Explainer:
         self._session = session
         self.description = description
         self.batch = batch
-        self.warned = False
+        self.warned = self._said_sure = False
         self.labels = description.labels
         self.classes = description.classes
         self.input_size = description.preprocessing.size
@@ -178,9 +180,10 @@ class Explainer:
                 `direction` is missing or not wanted or has the wrong shape, or the program has no such setting.
         """
         feeds = self.feeds(image, target, direction, settings)
-        return self.explanation(
-            feeds, dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
-        )
+        answers = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+        explanation = self.explanation(feeds, answers)
+        self._warn_sure(explanation)
+        return explanation
 
     def feeds(
         self,
@@ -216,6 +219,23 @@ class Explainer:
                 "(sptrace.photo.prepare does); said once",
                 SptraceWarning,
                 stacklevel=4,
+            )
+
+    def _warn_sure(self, explanation: Explanation) -> None:
+        """Say so where a probability is explained that is as good as 1: 1 - p has few digits, and so has its slope."""
+        probabilities, targets = explanation.probabilities, explanation.target
+        if self._said_sure or self.description.link != "identity" or self._layer or targets is None:
+            return
+        assert probabilities is not None
+        explained = np.take_along_axis(probabilities, targets[:, None], axis=1)
+        if (explained > SURE).any():
+            self._said_sure = True
+            warnings.warn(
+                f"what is explained is a probability of {float(explained.max()):.7g}: float32 keeps few digits of how "
+                "it changes, and the attribution may be noise; compile the network without what makes probabilities "
+                "of its logits; said once",
+                SptraceWarning,
+                stacklevel=3,
             )
 
     def explanation(

@@ -175,6 +175,10 @@ class Softening:
 
     def _checked(self, pattern: str, changes: object) -> Mapping[str, Override]:
         """The overrides of one pattern by kind of gate."""
+        if not isinstance(pattern, str):
+            raise SptraceError(
+                f"the override of {pattern!r}: give the path of a module, or a pattern of paths"
+            )
         if not isinstance(changes, Mapping) or not changes:
             raise SptraceError(
                 f"the override {pattern!r} must say what changes, like {{'relu': 0.3}}, not {changes!r}"

@@ -38,7 +38,9 @@ def of_text(text: str, labels: Sequence[str] | None, units: int) -> int:
     if PREDICTED <= index < units:
         return index
     if labels is None or not any(text in _names(label) for label in labels):
-        raise SptraceError(f"there is no class {text}: give 0 to {units - 1}, or -1 for the predicted one")
+        raise SptraceError(
+            f"there is no class {text[:40]}: give 0 to {units - 1}, or -1 for the predicted one"
+        )
     return _named(text, labels, units)
 
 

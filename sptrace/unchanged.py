@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import random
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -27,6 +29,16 @@ _ATOMS = (str, bytes, int, float, complex, bool, type(None), range, torch.dtype,
 _LARGEST = 200_000
 """How many objects are looked at: a network is thousands; whatever refers to more is no network."""
 
+_SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+    (torch.get_rng_state, torch.set_rng_state),
+    (np.random.get_state, np.random.set_state),
+    (random.getstate, random.setstate),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+]
+"""What belongs to the whole process, and networks set: how it is read, and put back."""
+
 _LruCache = type(functools.lru_cache(lambda: None))
 _MISSING = object()
 
@@ -37,15 +49,16 @@ def unchanged(network: nn.Module) -> Iterator[Snapshot]:
 
     That covers what the network and its code can reach: attributes of modules, their classes and other objects;
     dictionaries, lists and sets; numbers in buffers; globals and closures that its functions name; `lru_cache`s that
-    hold tensors without data; hooks, modes, gradients, and the state of PyTorch's random numbers. Numbers of parameters
-    are not kept: that would take their memory twice.
+    hold tensors without data; hooks, modes, gradients, the state of random numbers, and settings of the process.
+    Numbers that are written into parameters in place are not kept: that would take their memory twice.
     """
     snapshot = Snapshot(network)
-    random = torch.get_rng_state()
+    settings = [(put, get()) for get, put in _SETTINGS]
     try:
         yield snapshot
     finally:
-        torch.set_rng_state(random)
+        for put, kept in settings:
+            put(kept)
         snapshot.restore()
 
 
@@ -99,9 +112,12 @@ class Snapshot:
         if isinstance(tensor, FakeTensor) or tensor.is_inference() or tensor.is_meta:
             return
         wanted, gradient = tensor.requires_grad, tensor.grad if tensor.is_leaf else None
+        data = tensor.data
         numbers = None if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
         def undo() -> None:
+            if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape:
+                tensor.data = data  # a network gave it other numbers
             # Not all kernels that write count versions, batch norm for one.
             if numbers is not None and not torch.equal(tensor.detach(), numbers):
                 with torch.no_grad():

@@ -119,6 +119,12 @@ def test_what_cannot_be_written_is_refused_at_once(tmp_path: Path, case: str) ->
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("path", [None, 3, b"result"])
+def test_what_is_no_name_is_refused(path: object) -> None:
+    with pytest.raises(SptraceError, match="the name of a file to write is a text or a path, not"):
+        require_writable(path)  # type: ignore[arg-type]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

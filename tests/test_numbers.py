@@ -12,7 +12,16 @@ from sptrace.programs import PROGRAMS
 
 @pytest.mark.parametrize(
     ("given", "wanted"),
-    [(np.int64(3), 3), (np.float32(0.5), 0.5), (np.uint8(2), 2), (True, True), ("3", "3"), (None, None)],
+    [
+        (np.int64(3), 3),
+        (2**70, 2.0**70),
+        (10**400, 10**400),
+        (np.float32(0.5), 0.5),
+        (np.uint8(2), 2),
+        (True, True),
+        ("3", "3"),
+        (None, None),
+    ],
 )
 def test_numbers_of_other_libraries_become_pythons(given: Any, wanted: Any) -> None:
     assert plain(given) == wanted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 import sptrace
 from sptrace.artifact import Description
-from sptrace.errors import SptraceError, UnsupportedError, VerificationError
+from sptrace.errors import SptraceError, SptraceWarning, UnsupportedError, VerificationError
 
 End = Callable[[Tensor], Tensor]
 
@@ -147,6 +148,11 @@ def test_kept_it_is_explained_as_it_is(tmp_path: Path) -> None:
         pytest.param(
             lambda z: z.softmax(1) * z.new_tensor([1.0, 0.0, 1.0, 1.0]), 4, "none", id="masked softmax"
         ),
+        pytest.param(lambda z: torch.nan_to_num(z.sigmoid()), 4, "none", id="nan_to_num"),
+        pytest.param(F.hardsigmoid, 4, "none", id="hardsigmoid"),
+        pytest.param(lambda z: (torch.tanh(z) + 1) / 2, 4, "none", id="tanh"),
+        pytest.param(lambda z: 1 / (1 + torch.exp(-z)), 4, "none", id="sigmoid written out"),
+        pytest.param(lambda z: 30 * torch.tanh(z / 30), 4, "softmax", id="capped logits"),
     ],
 )
 def test_what_has_no_link_at_its_end_stays(end: End, outputs: int, link: str, tmp_path: Path) -> None:
@@ -175,6 +181,47 @@ def test_one_of_two_classes_is_a_sigmoid(end: End, tmp_path: Path) -> None:
     assert close(given.attribution, wanted)
     assert given.probabilities is not None
     assert np.abs(given.probabilities - logits.softmax(1).numpy()).max() < 1e-6
+
+
+def test_a_probability_that_is_as_good_as_one(tmp_path: Path) -> None:
+    """Its slope has few digits: that is said, once; the logit's is explained without a word."""
+    image = images(1, seed=5)
+    with pytest.warns(
+        SptraceWarning, match=r"a probability of (1|0\.999999)\S*: float32 keeps few digits"
+    ) as said:
+        explained(Ending(nn.Softmax(dim=1), margin=14.0), tmp_path, image, keep_link=True)
+    assert len(said) == 1
+    explainer = sptrace.load(tmp_path / "explainer.onnx")
+    with pytest.warns(SptraceWarning):
+        explainer.explain(image.numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        explainer.explain(image.numpy())
+        explained(Ending(nn.Softmax(dim=1), margin=14.0), tmp_path, image)
+        explained(Ending(nn.Softmax(dim=1), margin=3.0), tmp_path, image, keep_link=True)
+
+
+@pytest.mark.parametrize(
+    ("end", "scale"),
+    [(lambda z: 100 * z.softmax(1), 20.0), (lambda z: z - z.logsumexp(1, keepdim=True), 20.0)],
+    ids=["percent", "log softmax written out"],
+)
+def test_what_float32_rounds_is_no_error_of_ours(end: End, scale: float, tmp_path: Path) -> None:
+    """On one of the pictures that the program is verified with the network is sure, and its slope has few digits."""
+    network = Ending(end)
+    network.scale = scale
+    sptrace.compile(network.eval(), images(2), program="gradient").save(tmp_path / "explainer.onnx")
+    image = images(1, seed=5)
+    given = sptrace.load(tmp_path / "explainer.onnx").explain(image.numpy(), 2)
+    assert close(given.attribution, gradient(network, image, lambda y: y[0, 2])[0])
+
+
+def test_what_is_smaller_than_float32(tmp_path: Path) -> None:
+    """On one of those pictures the class that is explained has a probability that onnxruntime takes for 0."""
+    network = Ending(lambda z: z * z.softmax(1), margin=40.0)
+    image = images(2, seed=5)
+    given, _ = explained(network, tmp_path, image)
+    assert close(given.attribution, gradient(network, image, lambda y: y.amax(1).sum())[0])
 
 
 # --- One logit, two names ---

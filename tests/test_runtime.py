@@ -305,7 +305,7 @@ def test_gpu_providers(toy: Any, monkeypatch: pytest.MonkeyPatch, provider: Any)
         ({"threads": True}, "cannot run on True threads"),
         ({"batch": 0}, "cannot take 0 images at a time: give 1 or more"),
         ({"batch": 2.0}, "cannot take 2.0 images at a time"),
-        ({"batch": 2**70}, f"cannot take {2**70} images at a time"),
+        ({"batch": 2**70}, r"cannot take 1\.18\S+ images at a time"),
         ({"providers": []}, r"providers must be a list of names, .*, not \[\]"),
         ({"providers": "CPUExecutionProvider"}, "providers must be a list of names"),
         ({"providers": ("CPUExecutionProvider", {})}, "providers must be a list of names"),

@@ -178,6 +178,7 @@ def test_it_can_be_written_down(softening: Softening) -> None:
             {"overrides": {"a.*": 0.3}},
             "the override 'a.*' must say what changes, like {'relu': 0.3}, not 0.3",
         ),
+        ({"overrides": {3: {"relu": 0.3}}}, "the override of 3: give the path of a module, or a pattern"),
         ({"overrides": {"a.*": {}}}, "the override 'a.*' must say what changes"),
         ({"overrides": {"a.*": {"relu7": 1}}}, "there is no kind of gate 'relu7'"),
         ({"overrides": {"a.*": {"relu": "softmax"}}}, "relu has no rule 'softmax'"),

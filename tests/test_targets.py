@@ -39,6 +39,7 @@ RULE: list[tuple[str, int | str]] = [
     ("99", "here is no class 99"),
     ("-2", "here is no class -2"),
     ("9" * 30, "here is no class 999"),
+    ("9" * 5000, "here is no class 999"),
     ("label:9", "o class is called"),
     ("2.0", "o class is called"),
     ("1e0", "o class is called"),

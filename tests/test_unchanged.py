@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_networks import classifier, images
@@ -197,6 +199,42 @@ def test_modes_gradients_hooks_and_random_numbers(fails: bool) -> None:
     with torch.enable_grad():
         network(images(1).requires_grad_()).sum().backward()
     assert calls == [1, 2]
+
+
+class Settled(nn.Module):
+    """Sets what belongs to the process, and gives its own weights other numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        np.random.seed(0)
+        random.seed(0)
+        torch.set_float32_matmul_precision("high")
+        torch.set_num_threads(2)
+        self.head.weight.data = nn.functional.normalize(self.head.weight.data)
+        return self.head(image.mean((2, 3)))
+
+
+def test_settings_of_the_process_and_numbers_of_parameters() -> None:
+    network = Settled()
+    numbers = network.head.weight.detach().clone()
+
+    def settings() -> list[Any]:
+        return [
+            np.random.get_state()[1].tolist(),  # type: ignore[index]
+            random.getstate(),
+            torch.get_float32_matmul_precision(),
+            torch.get_num_threads(),
+        ]
+
+    before = settings()
+    with unchanged(network):
+        network(images(1))
+        assert all(given != wanted for given, wanted in zip(settings(), before, strict=True))
+    assert settings() == before
+    assert torch.equal(network.head.weight, numbers)
 
 
 def test_numbers_of_buffers() -> None:

@@ -17,6 +17,10 @@ SATURATED = 1e-5
 """How close to 0 or 1 a probability is of whose slope float32 keeps few digits."""
 
 
+SMALLEST = 1e-30
+"""Of an explanation: float32 ends at 1e-38, what is multiplied on the way is smaller, and onnxruntime flushes it."""
+
+
 @dataclass(frozen=True)
 class Trouble:
     """Why pictures tell nothing.
@@ -64,6 +68,9 @@ def without_answer(reference: Reference) -> Trouble | None:
         return Trouble("the network itself answers NaN", is_fatal=True)
     if not np.isfinite(reference.answers["attribution"]).all():
         return Trouble("the explanation is NaN or infinite in PyTorch too")
+    attributions = np.abs(reference.answers["attribution"]).reshape(len(reference.images), -1).max(1)
+    if ((attributions > 0) & (attributions < SMALLEST)).any():
+        return Trouble("the explanation is smaller than what all runtimes take for more than zero")
     return None
 
 
@@ -119,6 +126,15 @@ def undecided(reference: Reference, excess: Excess, bounds: Bounds) -> Trouble:
         raise excess.refused(
             reference, "half precision is too coarse for this network, compile it with precision fp32"
         )
+    in_double = reference.in_double()
+    if in_double is not None:
+        lost = float(excess.measure(wanted, in_double[excess.what]).max())
+        if SPREAD * lost >= excess.error:
+            return Trouble(
+                f"float32 keeps too few digits of this network: its {excess.what} in PyTorch is {lost:.0e} away from "
+                "what it is in float64",
+                is_silent=False,
+            )
     raise excess.refused(reference, "please report the network, this is an error of sptrace")
 
 

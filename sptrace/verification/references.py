@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -59,6 +60,16 @@ class Reference:
         generator = torch.Generator().manual_seed(1)
         noise = torch.randn(self.images.shape, generator=generator, dtype=self.images.dtype)
         return self._of(self.images + share * span * noise)
+
+    def in_double(self) -> dict[str, Numbers] | None:
+        """The answers in float64; None where the network computes in nothing but float32."""
+        with torch.no_grad():
+            double = replace(self.eager, network=copy.deepcopy(self.eager.network).double())
+        explained = self.explained.double() if self.explained.is_floating_point() else self.explained
+        try:
+            return replace(self, eager=double, images=self.images.double(), explained=explained).answers
+        except (RuntimeError, TypeError, ValueError):  # what PyTorch raises where types do not fit
+            return None
 
     def _of(self, images: Tensor) -> dict[str, Numbers]:
         attribution, logits = self.eager(images, self.explained)
