@@ -47,6 +47,7 @@ from sptrace.passes.halve import halve
 from sptrace.passes.lift_parameters import lift_parameters
 from sptrace.passes.remove_casts import remove_casts
 from sptrace.passes.remove_identities import remove_identities
+from sptrace.passes.separate_complex import separate_complex
 from sptrace.passes.share_common_subexpressions import share_common_subexpressions
 from sptrace.passes.share_gates import share_gates
 from sptrace.passes.simplify_layouts import simplify_layouts
@@ -64,6 +65,7 @@ PREPARE: tuple[Pass, ...] = (
     functionalize,
     remove_identities,
     remove_casts,
+    separate_complex,
     unroll_recurrences,
     canonicalize_synonyms,
     canonicalize_splits,
@@ -162,6 +164,7 @@ __all__ = [
     "remove_casts",
     "remove_identities",
     "run",
+    "separate_complex",
     "share_common_subexpressions",
     "share_gates",
     "simplify_layouts",

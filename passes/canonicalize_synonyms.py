@@ -22,6 +22,7 @@ SYNONYMS: dict[Target, Target] = {
     aten.multiply.Tensor: aten.mul.Tensor,
     aten.multiply.Scalar: aten.mul.Scalar,
     aten.negative.default: aten.neg.default,
+    aten._neg_view.default: aten.neg.default,
     aten.subtract.Tensor: aten.sub.Tensor,
     aten.subtract.Scalar: aten.sub.Scalar,
     aten.swapaxes.default: aten.transpose.int,

@@ -154,7 +154,10 @@ def _check_tensors(module: nn.Module) -> None:
             raise SptraceError(
                 f"the network's {name!r} has no numbers yet: run the network once on a picture"
             )
-        if (data.is_floating_point() or data.is_complex()) and data.dtype != torch.float32:
+        if (data.is_floating_point() or data.is_complex()) and data.dtype not in (
+            torch.float32,
+            torch.complex64,
+        ):
             raise SptraceError(f"the network's {name!r} is {data.dtype}: call .float() on the network")
         if data.device.type != "cpu":
             raise SptraceError(f"the network's {name!r} is on {data.device}: call .cpu() on the network")

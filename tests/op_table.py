@@ -75,6 +75,22 @@ class Itself(nn.Module):
         return self.attention(t, t, t, need_weights=False)[0]
 
 
+class Filtered(nn.Module):
+    """GFNet, AFNO: a product with learnt complex numbers in the spectrum."""
+
+    def __init__(self, norm: str = "ortho") -> None:
+        super().__init__()
+        self.norm = norm
+        self.weight = nn.Parameter(torch.zeros(4, 8, 5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Filtered."""
+        spectrum = torch.fft.rfft2(x, dim=(2, 3), norm=self.norm)
+        return torch.fft.irfft2(
+            spectrum * torch.view_as_complex(self.weight), s=(8, 8), dim=(2, 3), norm=self.norm
+        )
+
+
 class Localised(nn.Module):
     """A spatial transformer: the grid comes from the picture."""
 
@@ -408,6 +424,10 @@ FUNCTIONS: Ops = {
     "any": lambda x: torch.where((x > 0.5).any(1, keepdim=True), x, 0.1),
     "all": lambda x: torch.where((x > -0.5).all(1, keepdim=True), x, 0.1),
     "isclose": lambda x: torch.where(torch.isclose(x.round(), torch.zeros_like(x)), x.sin(), x),
+    "complex abs": lambda x: torch.view_as_complex(torch.stack([x, x.sin()], -1)).abs(),
+    "complex product": lambda x: torch.view_as_real(torch.complex(x, x.sin()) * torch.complex(x.cos(), x)),
+    "complex angle": lambda x: torch.complex(x, x.cos()).angle(),
+    "polar": lambda x: torch.polar(positive(x), x).imag,
     "bucketize of constants": lambda x: x * torch.bucketize(torch.arange(8.0), torch.tensor([1.5, 4.0])),
     "bucketize": lambda x: x * torch.bucketize(x, x.new_tensor([-0.2, 0.1, 0.4])),
     "searchsorted": lambda x: x * torch.searchsorted(x.new_tensor([-0.2, 0.1, 0.4]), x),
@@ -540,6 +560,34 @@ ATTENTION: Ops = {
         nn.TransformerEncoderLayer(64, 4, 32, batch_first=True, norm_first=True, activation="gelu"),
     ),
 }
+SPECTRA: Ops = {
+    "global filter": Filtered(),
+    "global filter, backward": Filtered("backward"),
+    "FNet": lambda x: torch.fft.fft2(x, dim=(1, 3)).real,
+    "FNet of two": lambda x: torch.fft.fft(torch.fft.fft(x, dim=-1), dim=-2).real,
+    "fftn": lambda x: torch.fft.fftn(x, dim=(2, 3)).imag,
+    "rfft": lambda x: torch.view_as_real(torch.fft.rfft(x)),
+    "rfft of an odd length": lambda x: torch.fft.irfft(torch.fft.rfft(x[..., :7]), n=7).cumsum(3),
+    "rfft, padded": lambda x: torch.fft.rfft(x, n=11, norm="forward").abs(),
+    "rfft, cropped": lambda x: torch.fft.rfft(x, n=5, dim=2).abs(),
+    "ifft": lambda x: torch.fft.ifft2(torch.fft.fft2(x) * torch.fft.fft2(x.sin()).conj()).real,
+    "hfft": lambda x: torch.fft.hfft(torch.complex(x, x.sin())),
+    "amplitude and phase": lambda x: torch.cat([torch.fft.rfft2(x).abs(), torch.fft.rfft2(x).angle()], 1),
+    "fftshift": lambda x: torch.fft.fftshift(torch.fft.fft2(x, norm="ortho"), (-2, -1)).abs(),
+    "AFNO": Constant(
+        lambda x, c: torch.fft.irfft2(
+            torch.view_as_complex(
+                F.softshrink(
+                    torch.einsum("nchwk,cd->ndhwk", torch.view_as_real(torch.fft.rfft2(x, norm="ortho")), c),
+                    0.01,
+                ).contiguous()
+            ),
+            norm="ortho",
+        ),
+        4,
+        4,
+    ),
+}
 LINEAR_ALGEBRA: Ops = {
     "inv of constants": Constant(lambda x, c: x @ torch.linalg.inv(c + 5 * torch.eye(8).to(c)), 8, 8),
 }
@@ -557,6 +605,7 @@ SERVED: dict[str, Ops] = {
     "convolutions": CONVOLUTIONS,
     "recurrent": RECURRENT,
     "attention": ATTENTION,
+    "spectra": SPECTRA,
     "linear algebra": LINEAR_ALGEBRA,
 }
 
