@@ -183,6 +183,7 @@ class Explainer:
         answers = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
         explanation = self.explanation(feeds, answers)
         self._warn_sure(explanation)
+        _warn_undefined(explanation)
         return explanation
 
     def feeds(
@@ -363,6 +364,19 @@ class Explainer:
             default = f"the {unnamed} one" if self._unit is None else f"{kind} {self._unit}"
             raise SptraceError(f"there is no {kind} {index}: give 0 to {self.units - 1}, or -1 for {default}")
         return index
+
+
+def _warn_undefined(explanation: Explanation) -> None:
+    """Say so where there is no explanation."""
+    finite = np.isfinite(explanation.attribution).all(axis=(1, 2, 3))
+    if not finite.all():
+        listed = ", ".join(map(str, np.flatnonzero(~finite)[:9]))
+        warnings.warn(
+            f"the attribution of picture {listed} is NaN or infinite: something in the network has no derivative "
+            "there, as a root has none at 0, in PyTorch neither",
+            SptraceWarning,
+            stacklevel=3,
+        )
 
 
 def load(

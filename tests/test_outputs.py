@@ -183,6 +183,27 @@ def test_one_of_two_classes_is_a_sigmoid(end: End, tmp_path: Path) -> None:
     assert np.abs(given.probabilities - logits.softmax(1).numpy()).max() < 1e-6
 
 
+def test_a_picture_without_a_derivative(tmp_path: Path) -> None:
+    """Of a root at 0 PyTorch gives NaN too: that is said, of the picture that it is."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), Squares(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
+    sptrace.compile(network, images(1), program="gradient").save(tmp_path / "explainer.onnx")
+    image = torch.cat([images(1, seed=5), torch.zeros(1, 3, 16, 16)])
+    with pytest.warns(SptraceWarning, match="^the attribution of picture 1 is NaN or infinite"):
+        given = sptrace.load(tmp_path / "explainer.onnx").explain(image.numpy(), 0)
+    wanted, _ = gradient(network, image, lambda z: z[:, 0].sum())
+    np.testing.assert_array_equal(np.isnan(given.attribution), wanted.isnan())
+    assert np.isnan(given.attribution[1]).any()
+
+
+class Squares(nn.Module):
+    """A pool of squares."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x * x, 2).sqrt()
+
+
 def test_a_probability_that_is_as_good_as_one(tmp_path: Path) -> None:
     """Its slope has few digits: that is said, once; the logit's is explained without a word."""
     image = images(1, seed=5)

@@ -99,13 +99,21 @@ def _measured(
         if not found.beside.is_silent:
             raise _unverified(found.beside, beside)
         note = f"verified on the example alone: on {OWN} {found.beside.why}"
-        beside = Pictures("the mirrored example", example[:1].flip(-1))
+        black = own.min()
+        for name, picture in (
+            ("the mirrored example", example[:1].flip(-1)),
+            ("the example made darker", black + 0.75 * (example[:1] - black)),
+        ):
+            beside = Pictures(name, picture)
+            found = trial.examine(given, beside)
+            if found.beside is None or not found.beside.is_silent:
+                break
     elif found.given is not None:
         note = f"not verified on the example: there {found.given.why}; verified on pictures of sptrace's own"
         given = Pictures(OWN, own[TRIED:])
+        found = trial.examine(given, beside)
     else:
         return found.measured, ()
-    found = trial.examine(given, beside)
     for trouble, pictures in ((found.given, given), (found.beside, beside)):
         if trouble is not None:
             raise _unverified(trouble, pictures)

@@ -418,6 +418,28 @@ def test_an_example_whose_explanation_is_zero() -> None:
     assert [batch.batch for batch in result.batches] == [1, 2]
 
 
+def test_a_network_that_says_something_about_the_example_alone() -> None:
+    """It looks for the example's own pattern, which neither noise nor the mirrored example has."""
+    example = images(1)
+    pattern = (example - example.flip(-1)).detach()
+    threshold = float((pattern * example).sum()) / 2
+
+    def body(self: Any, x: Tensor) -> Tensor:
+        return self.head(torch.relu((pattern * x).sum((1, 2, 3)) - threshold)[:, None])
+
+    network = small(body, head=torch.nn.Linear(1, 3))
+    with pytest.warns(
+        sptrace.SptraceWarning, match="^verified on the example alone: on a picture of sptrace"
+    ):
+        program = sptrace.compile(network, example, program="gradient")
+    leaf = (0.9 * example).double().requires_grad_()
+    logits = copy.deepcopy(network).double()(leaf)
+    (wanted,) = torch.autograd.grad(logits[0, 1], leaf)
+    given, _ = program.module(leaf.detach().float(), torch.tensor([1]))
+    assert wanted.any()
+    assert (given - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
 def test_a_network_whose_explanation_is_zero() -> None:
     dead = small(lambda self, x: self.head(torch.relu(x.mean((2, 3)) - 3)), head=torch.nn.Linear(3, 5))
     with pytest.raises(
