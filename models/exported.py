@@ -121,7 +121,12 @@ def _input_size(name: str, pictures: pt2_sizes.Pictures, size: int | None) -> tu
     if not 0 < min(height, width) <= max(height, width) <= _LARGEST_SIDE:
         raise SptraceError(f"{name} takes pictures of {height} x {width}, which is no size of a photograph")
     for number in _BATCHES:
-        broken = pictures.broken((number, 3, height, width))
+        try:
+            broken = pictures.broken((number, 3, height, width))
+        except ValueError as error:
+            raise SptraceError(
+                f"{name} was exported under a condition that sptrace cannot check ({error}): export it with {_HOW}"
+            ) from error
         if broken is not None:
             raise SptraceError(
                 f"{name} was exported for other input than {number} pictures of {height} x {width} "

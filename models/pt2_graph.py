@@ -33,6 +33,8 @@ _MEMORY_FORMATS = {
 _LAYOUTS = {7: torch.strided}
 _SPECIAL = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 _KEYWORD = 2
+# Input specifications of what the file itself holds: where they keep the path of it.
+_HELD = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
 _HOW_TO_RETURN = "let forward return a tensor, a tuple, a list or a dict of them"
 
 
@@ -64,10 +66,6 @@ def build(archive: Archive) -> fx.GraphModule:
     return module
 
 
-# Input specifications of what the file itself holds: where they keep the path of it.
-_HELD = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
-
-
 def inputs(program: Json) -> list[str]:
     """Names of the values that the program takes from outside; what is no tensor has none."""
     names: list[str] = []
@@ -91,7 +89,7 @@ class _Scope:
         for node in nodes:
             name = _text(node["target"])
             if name in SIZE_FUNCTIONS:
-                made = self.graph.call_function(SIZE_FUNCTIONS[name], tuple(self._arguments(node).values()))
+                made = self.graph.call_function(SIZE_FUNCTIONS[name], tuple(self._positional(node)))
             elif name in REGIONS:
                 made = self.graph.call_function(REGIONS[name], tuple(self._positional(node)))
             else:
@@ -133,16 +131,13 @@ class _Scope:
         self.module.add_module(name, body)
         return self.graph.get_attr(name)
 
-    def _arguments(self, node: Json) -> dict[str, Any]:
-        return {_text(given["name"]): self.argument(given["arg"]) for given in node["inputs"]}
-
     def _positional(self, node: Json) -> list[Any]:
         return [self.argument(given["arg"]) for given in node["inputs"]]
 
     def _call(self, name: str, node: Json) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """An operator and its arguments, by position or by name as they were."""
         target = operator_named(name)
-        given = self._arguments(node)
+        given = {_text(item["name"]): self.argument(item["arg"]) for item in node["inputs"]}
         by_name = {_text(item["name"]) for item in node["inputs"] if item.get("kind") == _KEYWORD}
         unsaid = {_text(item["name"]) for item in node["inputs"] if item.get("kind") is None}
         args: list[Any] = []

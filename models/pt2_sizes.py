@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
 
 import torch
 
@@ -163,7 +162,9 @@ def _value(node: ast.expr, shape: Sequence[int], symbols: dict[str, int]) -> Num
             value=ast.Call(func=ast.Attribute(value=given, attr="size"), args=[]), slice=index
         ):
             _only_input(given)
-            place: Any = value(index)
+            place = value(index)
+            if not isinstance(place, int):
+                raise TypeError("a place that is no integer")
             return shape[place]
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](value(left), value(right))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pt2_files import exported
+from pt2_files import changed, entries, exported, written
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -102,6 +102,16 @@ def test_sizes_that_hang_on_a_dimension(tmp_path: Path) -> None:
     for size in (30, 68):
         with pytest.raises(SptraceError, match=f"1 pictures of {size} x {size}"):
             load(tmp_path, Deciding(), dynamic, size)
+
+
+def test_a_condition_that_cannot_be_checked(tmp_path: Path) -> None:
+    content = changed(
+        entries(exported(Deciding())),
+        "models/model.json",
+        lambda document: document["guards_code"].append("L['image'].is_contiguous()"),
+    )
+    with pytest.raises(SptraceError, match=r"under a condition that sptrace cannot check .*is_contiguous"):
+        resolve(written(tmp_path / "net.pt2", content))
 
 
 def test_a_largest_batch_is_refused(tmp_path: Path) -> None:
