@@ -85,3 +85,8 @@ def is_file_of(url: str, fingerprint: str) -> bool:
 def first_line(error: BaseException) -> str:
     """Find the first line of an error's message that says anything; the error's type if none does."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def shown(name: str) -> str:
+    """A name from a file, fit for one line of a message."""
+    return name if name.isprintable() and len(name) <= 200 else ascii(name)[:200]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sptrace.errors import SptraceError
+from sptrace.models.libraries import shown
 
 Json = Any
 # The number that torch/_export/serde/schema.py, version 8, gives each dtype.
@@ -136,8 +137,8 @@ def _tensors(path: Path, records: _Records, folder: str) -> dict[str, Tensor]:
     for name, entry in config.items():
         if entry["use_pickle"] is not False or not entry["tensor_meta"]:
             raise SptraceError(
-                f"{path}: {name} is no plain tensor but an object that only its own code can read, and code in a file "
-                "is not run: export a network of ordinary parameters and buffers"
+                f"{path}: {shown(name)} is no plain tensor but an object that only its own code can read, and code in "
+                "a file is not run: export a network of ordinary parameters and buffers"
             )
         record = entry["path_name"]
         if record not in memory:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from sptrace.errors import SptraceError
-from sptrace.models.libraries import fingerprint, first_line, quiet
+from sptrace.models.libraries import fingerprint, first_line, quiet, shown
 
 Triple = tuple[float, float, float]
 Tensors = OrderedDict[str, Tensor]
@@ -155,7 +155,7 @@ def _refuse_other_channels(module: nn.Module, tensors: Tensors, file: WeightsFil
         if differs and ours[:1] + ours[2:] == theirs[:1] + theirs[2:]:
             raise SptraceError(
                 f"{file.fingerprint.rsplit(maxsplit=1)[0]} was trained on pictures of {value.shape[1]} channels "
-                f"({key} is {list(value.shape)}): sptrace explains networks for red, green and blue"
+                f"({shown(key)} is {list(value.shape)}): sptrace explains networks for red, green and blue"
             )
 
 
@@ -224,7 +224,8 @@ def _triple(path: Path, metadata: Mapping[str, str], key: str) -> Triple | None:
         red, green, blue = (float(number) for number in re.split(r"[\s,]+", metadata[key].strip(" []()")))
     except ValueError as error:
         raise SptraceError(
-            f"{path}: the metadata's {key} must be three numbers such as '0.5 0.5 0.5', not '{metadata[key]}'"
+            f"{path}: the metadata's {key} must be three numbers such as '0.5 0.5 0.5', not "
+            f"{ascii(metadata[key])[:80]}"
         ) from error
     return red, green, blue
 
@@ -256,7 +257,8 @@ def _load(module: nn.Module, tensors: Tensors) -> str:
         key for key in outcome.missing_keys if key not in shapes and not key.endswith("num_batches_tracked")
     ]
     reshaped = [
-        f"{key} is {list(tensors[key].shape)} instead of {list(shape)}" for key, shape in shapes.items()
+        f"{shown(key)} is {list(tensors[key].shape)} instead of {list(shape)}"
+        for key, shape in shapes.items()
     ]
     parts = {"missing": missing, "unexpected": outcome.unexpected_keys, "of another shape": reshaped}
     return ", ".join(f"{len(keys)} {what} ({_few(keys)})" for what, keys in parts.items() if keys)
@@ -267,5 +269,5 @@ def _differs(expected: Mapping[str, Tensor], key: str, value: Tensor) -> bool:
 
 
 def _few(keys: Iterable[str]) -> str:
-    listed = list(keys)
+    listed = list(map(shown, keys))
     return ", ".join(listed[:_NAMED]) + (", ..." if len(listed) > _NAMED else "")

@@ -210,3 +210,15 @@ def test_pictures_of_one_channel(tmp_path) -> None:
         "weights.pth was trained on pictures of 1 channels (conv.weight is [4, 1, 3, 3]): "
         "sptrace explains networks for red, green and blue"
     )
+
+
+def test_names_of_several_lines_are_shown_on_one(tmp_path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"a\nb": torch.zeros(2)}, path, metadata={"mean": "0.5\n1"})
+    with pytest.raises(SptraceError, match=r"not '0\.5\\n1'") as caught:
+        state_dict.read(path)
+    assert "\n" not in str(caught.value)
+    save_file({"a\nb": torch.zeros(2)}, path)
+    with pytest.raises(SptraceError, match=r"unexpected \('a\\nb'\)") as caught:
+        fit(path)
+    assert "\n" not in str(caught.value)
