@@ -19,6 +19,7 @@ import torch
 from torch._ops import OpOverload
 
 from sptrace.errors import SptraceError
+from sptrace.models.libraries import shown
 from sptrace.regions import AUTOCAST, GRAD_MODE
 
 _NAME = re.compile(r"torch\.ops\.(aten|torchvision)\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)")
@@ -100,7 +101,7 @@ def operator_named(name: str) -> OpOverload:
             if type(target) is OpOverload and _is_public(packet) and _is_harmless(target._schema):
                 return target
     raise SptraceError(
-        f"the operator {_shown(name)} is none of ATen's that sptrace runs from a file: export the network without it"
+        f"the operator {shown(name)} is none of ATen's that sptrace runs from a file: export the network without it"
     )
 
 
@@ -121,9 +122,3 @@ def _is_harmless(schema: torch.FunctionSchema) -> bool:
     if not schema.returns:
         return schema.name in _RETURN_NOTHING
     return all(str(given.type) in _RETURNS for given in schema.returns)
-
-
-def _shown(name: object) -> str:
-    """A name from a file, short and on one line."""
-    text = ascii(name)
-    return text if len(text) <= 80 else f"{text[:77]}..."
