@@ -114,7 +114,8 @@ TIDY: tuple[Pass, ...] = (share_common_subexpressions,)
 
 
 def run(pipeline: tuple[Pass, ...], module: fx.GraphModule) -> None:
-    """Apply the passes in their order, then drop what nobody reads."""
+    """Apply the passes in their order; what nobody reads is dropped before and after."""
+    module.graph.eliminate_dead_code()
     for rewrite in pipeline:
         rewrite(module)
     module.graph.eliminate_dead_code()

@@ -30,7 +30,7 @@ def logits_of(answer: Any) -> Tensor:
         return named
     found = list(_tensors(answer, ""))
     floating = [tensor for _, tensor in found if tensor.is_floating_point()]
-    if len(floating) == 1:
+    if floating and all(tensor is floating[0] for tensor in floating):
         return floating[0]
     listed = ", ".join(
         f"{path} [{', '.join(map(str, ('N', *tensor.shape[1:]) if tensor.ndim else ()))}] {tensor.dtype}"

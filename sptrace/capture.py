@@ -191,8 +191,9 @@ def _why_export_failed(error: Exception, fixed: Sequence[str]) -> str:
     if "data-dependent" in text or "Could not guard" in text:
         # The innermost of the network's own calls: the message itself names a call of ours.
         return (
-            f"the network branches on the values of a tensor at {line_of(error)}, which no fixed graph can do: "
-            "replace the branch by torch.where, or compile the part of the network without it"
+            f"the network branches on the values of a tensor at {line_of(error) or 'an unknown place'}, "
+            "which no fixed graph can do: replace the branch by torch.where, or compile the part of the network "
+            "without it"
         )
     if "batch" in text and ("specialized" in text or "Constraints violated" in text):
         where = fixed[0] if fixed else "torch.export does not say where"
@@ -277,6 +278,12 @@ def _propagate(module: fx.GraphModule, node: fx.Node) -> fx.Node:
     except (
         Exception
     ) as error:  # whatever an op raises that needs the numbers of a tensor, and not only its shape
+        if node.target is torch.ops.aten._assert_scalar.default:
+            where = node.meta.get("source", "source unknown")
+            raise UnsupportedError(
+                f"the network fixes the batch size ({where}: a condition that some numbers of pictures do not meet): "
+                "make it work for any batch, then compile again"
+            ) from error
         known = constant(module, node)
         repeated = _repeated_by_counts(module, node)
         if repeated is not None:
@@ -367,14 +374,19 @@ def _is_tensor(node: fx.Node) -> bool:
 
 def _data(exported: ExportedProgram, name: str) -> Tensor:
     data = exported.state_dict[name] if name in exported.state_dict else exported.constants[name]
-    assert isinstance(data, Tensor)
+    if not isinstance(data, Tensor):
+        raise UnsupportedError(
+            f"the network computes with a {type(data).__name__} ({name}), which no file can hold, a random generator "
+            "for instance: let it compute with tensors alone"
+        )
     return data
 
 
 def _check_logits(answer: fx.Node) -> None:
     """Refuse what is no row of logits a picture."""
     logits = answer.meta["val"]
-    if logits.ndim not in (1, 2) or isinstance(logits.shape[0], int) or not logits.dtype.is_floating_point:
+    is_row = logits.ndim in (1, 2) and not isinstance(logits.shape[0], int) and logits.shape[-1] != 0
+    if not (is_row and logits.dtype.is_floating_point):
         sizes = ", ".join(str(size) if isinstance(size, int) else "N" for size in logits.shape)
         raise UnsupportedError(
             f"the network returns [{sizes}] {logits.dtype}, not one row of logits a picture [N, classes]: "

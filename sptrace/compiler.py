@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from sptrace import cam_layer, capture, half_precision, left_hard
+from sptrace import cam_layer, capture, faithful, half_precision, left_hard
 from sptrace.artifact import (
     METADATA_KEY,
     SMALLEST_STD,
@@ -42,6 +42,7 @@ from sptrace.numbers import is_finite, plain
 from sptrace.outputs import normalised, read_outputs
 from sptrace.programs import ProgramKind, program_kind
 from sptrace.softening import DEFAULT_PRESET, Softening
+from sptrace.source_lines import line_in_network
 from sptrace.verification.eager_explainer import Eager
 from sptrace.verification.pictures import verify_pictures
 from sptrace.verification.verify import verify
@@ -222,12 +223,17 @@ def compile_network(
                 return _compile_network(replace(network, module=module), example, *settings)
     except SptraceError:
         raise
-    except Exception as error:  # the network's own errors have become one line where it is run
-        missing = NO_DERIVATIVE.search(str(error))
+    except Exception as error:
+        missing, line = NO_DERIVATIVE.search(str(error)), line_in_network(error)
         if missing is not None:
             raise UnsupportedError(
                 f"PyTorch has no derivative for {missing[1]}, so that no explanation could be verified: "
                 "write the network without it"
+            ) from error
+        if line is not None:
+            raise UnsupportedError(
+                f"the network does not run as explaining it takes, with gradients and for any batch ({line}): "
+                f"{reason(error)}"
             ) from error
         raise SptraceError(
             f"please report the network, this is an error of sptrace: {reason(error)}"
@@ -277,7 +283,7 @@ def _compile_network(
     progress("capturing the network")
     _require_in_range(example, preprocessing, "the example has")
     asked = dict(settings)  # what the user said, before the network completes it
-    captured, how = _captured(network, example, kind, settings)
+    captured, how = _as_it_computes(network, example, kind, settings)
     outputs = _outputs(captured, network, example, link, keep_link)
     _check_objective(settings, outputs)
     progress("building the pullback" if pictures is None else f"measuring layers on {len(pictures)} pictures")
@@ -374,6 +380,33 @@ def program_of(network: Network, example: Tensor, name: str, softening: Softenin
         outputs = _outputs(captured, network, example)
         assembled = _assembled(captured, network, outputs, kind, softening, settings, pictures, how)
         return compose(name, assembled, settings)
+
+
+def _as_it_computes(
+    network: Network, example: Tensor, kind: ProgramKind, settings: dict[str, Any]
+) -> tuple[fx.GraphModule, Layout]:
+    """`_captured`, compared with the network; if that is another one while it is traced, traced as if it were not."""
+    low, high = network.preprocessing.input_range
+    drawn = torch.rand(example[:1].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    pictures = normalised(torch.cat([example[:1], low + (high - low) * drawn]), network.preprocessing)
+    given = dict(settings)
+    with faithful.asked_whether_traced(pretend=False) as asked:
+        try:
+            captured, how = _captured(network, example, kind, settings)
+            faithful.require_faithful(captured, network.module, pictures)
+            return captured, how
+        except UnsupportedError as error:
+            if not asked:
+                raise
+            first = error
+    settings.update(given)
+    with faithful.asked_whether_traced(pretend=True):
+        try:
+            captured, how = _captured(network, example, kind, settings)
+            faithful.require_faithful(captured, network.module, pictures)
+        except UnsupportedError:
+            raise first from None
+    return captured, how
 
 
 def _captured(

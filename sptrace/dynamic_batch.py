@@ -102,6 +102,11 @@ def _number(size: int | torch.SymInt) -> int | None:
     return size.node.maybe_as_int() if isinstance(size, torch.SymInt) else size
 
 
+def _formatted(number: torch.SymFloat, specification: str) -> str:
+    """For a message."""
+    return str(number)
+
+
 @contextmanager
 def following_sizes() -> Iterator[list[str]]:
     """Within this context `len(x)` of a tensor is its first size, also where that is the number of pictures.
@@ -122,10 +127,12 @@ def following_sizes() -> Iterator[list[str]]:
         return length(given)
 
     builtins.len, SymNode.guard_int = of_anything, guard_int
+    torch.SymFloat.__format__ = _formatted  # type: ignore[method-assign]
     try:
         yield fixed
     finally:
         builtins.len, SymNode.guard_int = length, as_number
+        del torch.SymFloat.__format__
 
 
 REWRITES: dict[str, Callable[..., Any]] = {

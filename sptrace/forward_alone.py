@@ -18,8 +18,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 from torch.utils.hooks import RemovableHandle
 
+from sptrace.errors import UnsupportedError
+from sptrace.source_lines import running_line
+
 _HOOKING = frozenset({Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad})
 _DETACHING = frozenset({Tensor.detach, torch.detach, Tensor.data.__get__})  # type: ignore[attr-defined]
+_DIFFERENTIATING = frozenset({torch.autograd.grad, torch.autograd.backward, Tensor.backward})
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
 
@@ -87,6 +91,11 @@ class ForwardAlone(TorchFunctionMode):
             if func is not Tensor.retain_grad:
                 self.left_out["a hook on the gradient of a tensor"] = None
             return RemovableHandle(OrderedDict())
+        elif func in _DIFFERENTIATING:
+            raise UnsupportedError(
+                f"the network takes a gradient inside of forward ({running_line()}), and an explanation would need the "
+                "gradient of that: compile the network without it"
+            )
         elif self.depth and func in _DETACHING:
             return args[0].view_as(args[0])
         elif torch.is_grad_enabled():

@@ -100,13 +100,24 @@ def _with_one_input(kind: type[nn.Module]) -> type[nn.Module]:
         own = vars(self)["_sptrace_forward"] or super(harnessed_kind, self).forward  # type: ignore[arg-type]
         with vars(self)[_HARNESSED]:
             answer = _call(own, image)
-        logits = logits_of(answer)
+        logits = _as_row(logits_of(answer))
         return (
             logits if type(logits) is Tensor or not _is_plain_subclass(logits) else logits.as_subclass(Tensor)
         )
 
     harnessed_kind = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
     return harnessed_kind
+
+
+def _as_row(logits: Tensor) -> Tensor:
+    """[N, classes] of a map of one place, and float32 of float64, which it has been made from."""
+    if logits.ndim > 2 and all(size == 1 for size in logits.shape[2:]):
+        logits = logits.flatten(1)
+    return (
+        logits.float()
+        if logits.dtype == torch.float64 and torch.get_default_dtype() == torch.float32
+        else logits
+    )
 
 
 def _is_plain_subclass(logits: Tensor) -> bool:

@@ -98,6 +98,8 @@ class KnownNumbers(TorchFunctionMode):
         if func is torch._assert and twins:
             return None
         if func in READS:
+            if func is Tensor.__format__ and not drawn:
+                return "?"  # for a message: it is not known here
             _refuse_read(func, drawn)
         versions = [tensor._version for tensor in given]
         answer = func(*args, **kwargs)

@@ -11,6 +11,7 @@ import torch
 HERE = os.path.dirname(__file__)
 """No source of the network's."""
 
+_HARNESS = os.path.join(HERE, "harness.py")
 _TORCH = os.path.dirname(torch.__file__)
 
 
@@ -20,15 +21,24 @@ def is_own(file: str) -> bool:
 
 
 def running_line() -> str:
-    """The line of the network's that is running now, "file:line"; "an unknown place" where there is none."""
-    return _innermost(traceback.extract_stack())
+    """The line of the network's that is running now, "file:line"."""
+    return _innermost(traceback.extract_stack()) or "an unknown place"
 
 
-def line_of(error: BaseException) -> str:
-    """The line of the network's that raised an error."""
+def line_of(error: BaseException) -> str | None:
+    """The line of the network's that raised an error; None if it was none of its lines."""
     return _innermost(traceback.extract_tb(error.__traceback__))
 
 
-def _innermost(stack: Iterable[traceback.FrameSummary]) -> str:
+def line_in_network(error: BaseException) -> str | None:
+    """The line of the network's, as `sptrace.harness` calls it, that raised an error; None if it was not running."""
+    stack = traceback.extract_tb(error.__traceback__)
+    calls = [
+        number for number, frame in enumerate(stack) if (frame.filename, frame.name) == (_HARNESS, "_call")
+    ]
+    return _innermost(stack[calls[-1] :]) if calls else None
+
+
+def _innermost(stack: Iterable[traceback.FrameSummary]) -> str | None:
     own = [frame for frame in stack if is_own(frame.filename)]
-    return f"{own[-1].filename}:{own[-1].lineno}" if own else "an unknown place"
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else None

@@ -1,0 +1,311 @@
+"""Whatever a network does, `sptrace.compile` serves it rightly or says in one line what is in the way."""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from explained import assert_gradient
+from small_networks import images
+from test_harness import Tail
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
+
+import sptrace
+
+Logits = Callable[[Tensor], Tensor]
+
+
+class Called(Tail):
+    """`Tail` whose forward is a function of itself and the image."""
+
+    def __init__(self, call: Callable[[Any, Tensor], Any], **members: Any) -> None:
+        super().__init__()
+        self.call = call
+        for name, member in members.items():
+            if isinstance(member, Tensor):
+                self.register_buffer(name, member)
+            else:
+                setattr(self, name, member)
+        self.eval()
+
+    def forward(self, image: Tensor) -> Any:
+        return self.call(self, image)
+
+
+@dataclass
+class Answer:
+    logits: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+def hooked(self: Tail, kind: str) -> nn.Module:
+    if kind == "kwargs":
+        self.conv.register_forward_hook(lambda module, args, kwargs, output: output * 2, with_kwargs=True)
+    elif kind == "before":
+        self.conv.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    else:
+        self.register_forward_hook(lambda module, args, output: {"logits": output * 2})
+    return self
+
+
+def counting(self: Any, x: Tensor) -> Tensor:
+    self.calls += 1
+    self.average.mul_(0.9).add_(x.mean((0, 2, 3)).detach() * 0.1)
+    return self.logits(x)
+
+
+def assigned(self: Any, x: Tensor) -> Tensor:
+    self.average = 0.9 * self.average + 0.1 * x.mean((0, 2, 3)).detach()
+    return self.logits(x)
+
+
+def without_gradient(self: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = self.logits(x)
+    return self.logits(x) * scale
+
+
+def without_autocast(self: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return self.logits(x)
+
+
+def formatted(self: Any, x: Tensor) -> Tensor:
+    y = self.logits(x)
+    self.said = f"{x.shape} {x.mean():.3f} {y.max().item():.2f}"
+    return y
+
+
+def checked(self: Any, x: Tensor) -> Tensor:
+    assert x.ndim == 4
+    assert x.shape[1:] == (3, 16, 16)
+    torch._assert(x.shape[2] == 16, "size")
+    torch._assert(x.isfinite().all(), "numbers")
+    return self.logits(x)
+
+
+class Overridden(Tail):
+    def __call__(self, image: Tensor) -> Tensor:
+        answer: Tensor = super().__call__(image)
+        return answer
+
+
+def layer_from_a_parametrization() -> nn.Module:
+    network = Tail()
+    parametrizations.weight_norm(network.conv)
+    parametrizations.spectral_norm(network.fc)
+    return network.eval()
+
+
+def pruned() -> nn.Module:
+    network = Tail()
+    prune.l1_unstructured(network.conv, "weight", 0.5)
+    return network
+
+
+SERVED: dict[str, Callable[[], nn.Module]] = {
+    "counters and averages that nobody reads": lambda: Called(
+        counting, calls=torch.zeros(()), average=torch.zeros(3)
+    ),
+    "an average that is assigned": lambda: Called(assigned, average=torch.zeros(3)),
+    "a part without gradients": lambda: Called(without_gradient),
+    "detach": lambda: Called(lambda self, x: self.logits(x) * self.logits(x).detach()),
+    "data": lambda: Called(lambda self, x: self.logits(x) * self.logits(x).data),
+    "autocast off": lambda: Called(without_autocast),
+    "checkpoint": lambda: Called(
+        lambda self, x: self.fc(checkpoint(self.conv, x, use_reentrant=False).tanh().mean((2, 3)))
+    ),
+    "what it says": lambda: Called(formatted),
+    "what it checks": lambda: Called(checked),
+    "is traced?": lambda: Called(
+        lambda self, x: self.logits(x) * (2 if torch.compiler.is_compiling() else 1)
+    ),
+    "is exported?": lambda: Called(
+        lambda self, x: 1 / 0 if torch.compiler.is_exporting() else self.logits(x)
+    ),
+    "is scripted?": lambda: Called(
+        lambda self, x: self.logits(x) * (2 if torch.jit.is_scripting() or torch.jit.is_tracing() else 1)
+    ),
+    "channels last": lambda: Called(
+        lambda self, x: self.logits(x.contiguous(memory_format=torch.channels_last))
+    ),
+    "__call__": Overridden,
+    "hook with keywords": lambda: hooked(Tail(), "kwargs"),
+    "hook before": lambda: hooked(Tail(), "before"),
+    "hook around": lambda: hooked(Tail(), "around"),
+    "parametrizations": layer_from_a_parametrization,
+    "pruned": pruned,
+    "data class with None": lambda: Called(lambda self, x: Answer(None, self.logits(x))),
+    "the same tensor twice": lambda: Called(lambda self, x: [self.logits(x)] * 2),
+    "nested": lambda: Called(lambda self, x: OrderedDict(a={"b": (self.logits(x), None)})),
+    "[N, 4, 1, 1]": lambda: Called(lambda self, x: self.logits(x)[:, :, None, None]),
+    "float64 at the end": lambda: Called(lambda self, x: self.logits(x).double()),
+    "comparing the number of pictures": lambda: Called(
+        lambda self, x: self.logits(x) if x.shape[0] > 1 else self.logits(x)[:1]
+    ),
+    "a keyword": lambda: Called(
+        lambda self, x: F.normalize(self.logits(input=x) if False else self.logits(x))
+    ),
+}
+
+
+def flat(answer: Any) -> Tensor:
+    while not isinstance(answer, Tensor):
+        parts = answer if isinstance(answer, tuple | list) else None
+        parts = list(answer.values()) if isinstance(answer, dict) else parts or list(vars(answer).values())
+        answer = next(part for part in parts if part is not None)
+    return answer.flatten(1)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_served(name: str) -> None:
+    network = SERVED[name]()
+    twin = SERVED[name]().double()
+    state = {key: data.clone() for key, data in network.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sptrace.SptraceWarning)
+        assert_gradient(network, lambda x: flat(twin(x)))
+    assert all(torch.equal(data, state[key]) for key, data in network.state_dict().items())
+
+
+def used_count(self: Any, x: Tensor) -> Tensor:
+    self.calls += 1
+    return self.logits(x) * self.calls
+
+
+def used_average(self: Any, x: Tensor) -> Tensor:
+    self.average.mul_(0.9).add_(x.mean((0, 2, 3)).detach() * 0.1)
+    return self.logits(x - self.average[:, None, None])
+
+
+def gradient_inside(self: Any, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.logits(leaf).sum(), leaf)
+    return self.logits(x + gradient)
+
+
+def backward_inside(self: Any, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        self.logits(leaf).sum().backward()
+    return self.logits(x + leaf.grad)
+
+
+def in_half(self: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return self.logits(x).float()
+
+
+def one_picture(self: Any, x: Tensor) -> Tensor:
+    assert x.shape[0] == 1, "one picture"
+    return self.logits(x)
+
+
+def even(self: Any, x: Tensor) -> Tensor:
+    assert x.shape[0] % 2 == 0
+    return self.logits(x)
+
+
+def never_filled(self: Any, x: Tensor) -> Tensor:
+    y = self.logits(x)
+    z = torch.empty_like(y)
+    z[:, :2] = y[:, 2:]
+    return y + z
+
+
+def drawn(self: Any, x: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return self.logits(x + torch.randn_like(x[:1]))
+
+
+def unknown_error(self: Any, x: Tensor) -> Tensor:
+    raise KeyError("a\nb")
+
+
+def under_gradients(self: Any, x: Tensor) -> Tensor:
+    if x.requires_grad:
+        raise ValueError("no gradients here")
+    return self.logits(x)
+
+
+def branched(self: Any, x: Tensor) -> Tensor:
+    answer: Tensor = torch.cond(x.sum() > 0, lambda x: x * 2, lambda x: x * 3, (x,))
+    return self.logits(answer)
+
+
+CHANCE = "answers the same picture differently every time"
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "a counter": (
+        lambda: Called(used_count, calls=torch.zeros(())),
+        CHANCE + r" \(its 'calls' is changed by each call\)",
+    ),
+    "an average": (
+        lambda: Called(used_average, average=torch.zeros(3)),
+        CHANCE + r" \(its 'average' is changed",
+    ),
+    "autograd.grad": (lambda: Called(gradient_inside), "takes a gradient inside of forward"),
+    "backward": (lambda: Called(backward_inside), "takes a gradient inside of forward"),
+    "autocast": (lambda: Called(in_half), "switches autocast on: compile it in float32"),
+    "half": (lambda: Called(lambda self, x: self.logits(x.half().float())), "computes in torch.float16"),
+    "one picture": (lambda: Called(one_picture), "fixes the batch size .*one picture, but not two"),
+    "an even number": (lambda: Called(even), "fixes the batch size"),
+    "noise": (lambda: Called(lambda self, x: self.logits(x + torch.randn_like(x))), CHANCE),
+    "fixed noise": (lambda: Called(drawn), CHANCE + r" \(random numbers: randn_like"),
+    "Python's noise": (lambda: Called(lambda self, x: self.logits(x) * random.random()), CHANCE),
+    "the time": (lambda: Called(lambda self, x: self.logits(x) * (time.perf_counter() % 1)), CHANCE),
+    "a generator": (
+        lambda: Called(
+            lambda self, x: self.logits(x + torch.rand(16, generator=torch.Generator().manual_seed(0)))
+        ),
+        "computes with a .*a random generator for instance",
+    ),
+    "dropout": (lambda: Called(lambda self, x: F.dropout(self.logits(x))), f"dropout is active|{CHANCE}"),
+    "memory": (lambda: Called(never_filled), "reads memory that it has never filled"),
+    "requires_grad": (
+        lambda: Called(lambda self, x: self.logits(x) * (2 if x.requires_grad else 1)),
+        "something else where gradients are computed",
+    ),
+    "an error under gradients": (
+        lambda: Called(under_gradients),
+        "not where gradients are computed.*ValueError",
+    ),
+    "the class of a tensor": (
+        lambda: Called(lambda self, x: self.logits(x) * (1 if type(x) is Tensor else 2)),
+        "something else while it is traced",
+    ),
+    "an error": (lambda: Called(unknown_error), "cannot run the example: KeyError"),
+    "cond": (lambda: Called(branched), r"decides by the values of a tensor \(torch.cond\)"),
+    "no classes": (lambda: Called(lambda self, x: self.logits(x)[:, :0]), r"returns \[N, 0\]"),
+    "nothing": (lambda: Called(lambda self, x: None), "returns 0 tensors"),
+    "one number": (lambda: Called(lambda self, x: self.logits(x).sum()), r"returns \[\] torch.float32"),
+    "complex": (lambda: Called(lambda self, x: self.logits(x) * 1j), "torch.complex64"),
+    "classes": (lambda: Called(lambda self, x: self.logits(x).argmax(1)), r"returns \[N\] torch.int64"),
+    "detached": (lambda: Called(lambda self, x: self.logits(x.detach())), "no cotangent reaches the image"),
+    "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)).eval(), "has no numbers yet"),
+    "meta": (lambda: Tail().to("meta"), r"is on meta: call .cpu\(\)"),
+    "training": (lambda: Tail().train(), "train mode"),
+    "double": (lambda: Tail().double(), r"torch.float64: call .float\(\)"),
+    "a picture of its own": (lambda: Called(lambda self, x: x), r"returns \[N, 3, 16, 16\]"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    make, wanted = REFUSED[name]
+    with pytest.raises(sptrace.SptraceError, match=wanted) as error:
+        sptrace.compile(make(), images(1))
+    message = str(error.value)
+    assert "\n" not in message
+    assert "error of sptrace" not in message
