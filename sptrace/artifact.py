@@ -87,6 +87,8 @@ class Preprocessing:
             raise SptraceError(
                 f"interpolation is {self.interpolation!r}, none of {', '.join(INTERPOLATIONS)}"
             )
+        if (self.mean is None) != (self.std is None):
+            raise SptraceError("mean and std belong together: give both or neither")
         if not (is_finite(low) and is_finite(high) and low < high):
             raise SptraceError(f"the input's range is {low} to {high}")
         if not all(map(is_finite, self.mean or ())) or not all(

@@ -272,8 +272,6 @@ def _compile_network(
     kind = program_kind(program)
     softening, settings = kind.softening(softening), kind.settings(options)
     preprocessing = network.preprocessing
-    if (preprocessing.mean is None) != (preprocessing.std is None):
-        raise SptraceError("mean and std belong together: give both or neither")
     check_precision(precision)
     check_input(input, overlay)
     check_link(link, keep_link)

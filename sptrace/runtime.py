@@ -23,7 +23,7 @@ from sptrace.binding import BoundExplainer
 from sptrace.errors import SptraceError, SptraceWarning
 from sptrace.images import checked, outside
 from sptrace.numbers import is_whole, plain
-from sptrace.programs import program_kind
+from sptrace.programs import PROGRAMS, program_kind
 from sptrace.targets import PREDICTED
 
 Provider = str | tuple[str, dict[str, Any]]
@@ -428,7 +428,9 @@ def _require_agreement(
     inputs = {item.name: item.shape for item in session.get_inputs()}
     outputs = {item.name: item.shape for item in session.get_outputs()}
     settings = [item.name for item in session.get_overridable_initializers()]
-    options = program_kind(description.program).options if settings else {}
+    known_program = settings or description.program in PROGRAMS  # another version's may have no settings
+    options = program_kind(description.program).options if known_program else {}
+    labels = description.labels
     height, width = description.preprocessing.size
     image = [3, height, width] if description.input == "float32" else [None, None, 3]
     known = {item.name for item in fields(Explanation)} - {"target", "labels", "link"}
@@ -442,12 +444,19 @@ def _require_agreement(
                 "logits": _has_shape(outputs.get("logits"), [description.classes])
                 or (
                     description.classes == 2
-                    and links.is_pair(1, description.labels)
+                    and links.is_pair(1, labels)
                     and _has_shape(outputs.get("logits"), [1])
                 ),
+                "labels": labels is None or len(labels) == description.classes,
+                "overlay": description.overlay == ("overlay" in outputs),
                 "activation": "activation" not in outputs
                 or isinstance(description.settings.get("layer"), str),
                 **{name: name in options and name in description.settings for name in settings},
+                **{
+                    name: options[name].check(setting)
+                    for name, setting in description.settings.items()
+                    if name in options
+                },
             }.items()
             if not agrees
         ),

@@ -20,7 +20,12 @@ FULL = Description(
     parameters=25_557_032,
     classes=3,
     preprocessing=Preprocessing(
-        size=(224, 192), resize=256, interpolation="bicubic", input_range=(0.0, 255.0), mean=(0.1, 0.2, 0.3)
+        size=(224, 192),
+        resize=256,
+        interpolation="bicubic",
+        input_range=(0.0, 255.0),
+        mean=(0.1, 0.2, 0.3),
+        std=(0.2, 0.3, 0.4),
     ),
     softening=Softening("paper", overrides={"features.*": {"relu": "0.3std"}}),
     gates=(GateCount("relu", "phi", 0.6, 17), GateCount("hardtanh", "gate", None, 1)),
@@ -55,7 +60,8 @@ def test_one_line_of_json_for_others_to_read() -> None:
     assert "日本" in text
     assert data["gates"][0] == {"kind": "relu", "rule": "phi", "tau": 0.6, "count": 17}
     assert data["preprocessing"]["size"] == [224, 192]
-    assert data["preprocessing"]["std"] is None
+    assert data["preprocessing"]["std"] == [0.2, 0.3, 0.4]
+    assert data["taken_off"] is None
 
 
 def altered(**changes: Any) -> str:
@@ -124,6 +130,7 @@ def test_a_newer_format() -> None:
                 {"mean": [0.1, float("nan"), 0.3]},
                 {"std": [0.1, 0.0, 0.3]},
                 {"std": [0.1, 0.2]},
+                {"std": None},
             )
         ),
         "[" * 100_000,

@@ -395,6 +395,11 @@ def test_what_is_no_photograph_is_refused(of_photographs: dict[str, Any]) -> Non
         ({"classes": 8}, "logits"),
         ({"preprocessing": Preprocessing(size=(32, 24))}, "image"),
         ({"input": "uint8"}, "image"),
+        ({"labels": ("espresso",)}, "labels"),
+        ({"labels": ()}, "labels"),
+        ({"overlay": True}, "overlay"),
+        ({"program": "pullback_ascent", "settings": {"steps": "many", "alpha": 20.0}}, "steps"),
+        ({"program": "pullback_ascent", "settings": {"layer": 5}}, "layer"),
     ],
 )
 def test_a_file_that_is_not_what_it_says(toy: Any, change: dict[str, Any], name: str) -> None:
