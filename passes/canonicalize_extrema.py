@@ -49,8 +49,16 @@ def _smallest(
     )
 
 
+def drop_unread(builder: GraphBuilder, node: fx.Node) -> None:
+    """Forget those of an op's results that nobody reads."""
+    for result in list(node.users):
+        if not result.users:
+            builder.graph.erase_node(result)
+
+
 def values_replaced(builder: GraphBuilder, node: fx.Node, make: Callable[[], fx.Node]) -> fx.Node | None:
     """Both results are replaced at their readers, if these read only the values."""
+    drop_unread(builder, node)
     if any(user.args[1] != 0 for user in node.users):
         return None
     result = make()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -10,7 +12,7 @@ from torch import fx
 from sptrace import gates
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
-from sptrace.passes.canonicalize_extrema import values_replaced
+from sptrace.passes.canonicalize_extrema import drop_unread, values_replaced
 
 aten = torch.ops.aten
 
@@ -21,7 +23,8 @@ def canonicalize_pool_ranks(module: fx.GraphModule) -> int:
     1. max_pool1d, avg_pool1d, adaptive_avg_pool1d      ->  the same of pictures with a height of 1
     2. avg_pool3d, adaptive_avg_pool3d                  ->  over height and width, then over the depth
     3. adaptive_max_pool1d, adaptive_max_pool2d         ->  max_pool2d, if all windows are of one size
-    4. max_pool2d_with_indices, whose values are read   ->  max_pool2d
+    4. max_pool2d_with_indices                          ->  max_pool2d, and where the first largest of each window is
+       max_unpool2d(x, i)                               ->  scatter of x into zeros
     5. max_pool3d, adaptive_max_pool3d                  ->  max_pool2d of a picture whose rows are those of the blocks
     6. pow(sign(o) relu(abs(o)) k, 1 / p), the end of   ->  root(o k, p)
        lp_pool2d, o the mean of x^p
@@ -72,15 +75,19 @@ def _average_3d(
     divisor: int | None = None,
 ) -> fx.Node:
     """The share of a cell in a window is the product of its shares along each dimension, the padding's too."""
-    if divisor is not None:
-        raise UnsupportedError("avg_pool3d with a divisor of its own: multiply by a number instead")
+    if divisor is not None and ceil_mode:
+        raise UnsupportedError(
+            "avg_pool3d of ceil_mode with a divisor of its own: multiply by a number instead"
+        )
     (depth, *window), (stride_there, *steps), (padding_there, *pads) = (
         _triple(option) for option in (kernel, stride or kernel, padding)
     )
-    how = (ceil_mode, count_include_pad)
+    how = (ceil_mode, count_include_pad or divisor is not None)
     mean = builder.call(aten.avg_pool2d.default, _flat(builder, x), window, steps, pads, *how)
     along = ([depth, 1], [stride_there, 1], [padding_there, 0])
     result = builder.call(aten.avg_pool2d.default, _deep(builder, mean, x), *along, *how)
+    if divisor is not None:
+        result = builder.call(aten.mul.Tensor, result, depth * math.prod(window) / divisor)
     return builder.reshape(result, shape(node))
 
 
@@ -181,8 +188,61 @@ def _several_sizes(node: fx.Node, sizes: list[int], outputs: list[int]) -> str:
     )
 
 
-def _maximum_and_index(builder: GraphBuilder, node: fx.Node, x: fx.Node, *options: object) -> fx.Node | None:
-    return values_replaced(builder, node, lambda: builder.call(aten.max_pool2d.default, x, *options))
+def _maximum_and_index(
+    builder: GraphBuilder, node: fx.Node, x: fx.Node, kernel: Sequence[int], *options: Any
+) -> fx.Node | None:
+    drop_unread(builder, node)
+    results = [builder.call(aten.max_pool2d.default, x, kernel, *options)]
+    if any(user.args[1] == 1 for user in node.users):
+        results.append(_places_of_maxima(builder, node, x, kernel, *options))
+    for user in list(node.users):
+        builder.replace(user, results[user.args[1]])  # type: ignore[index]
+    return results[0]
+
+
+def _places_of_maxima(
+    builder: GraphBuilder,
+    node: fx.Node,
+    x: fx.Node,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    ceil_mode: bool = False,
+) -> fx.Node:
+    """The first largest of each window's cells, and where that lies in its plane, counted row by row."""
+    high, wide = kernel if len(kernel) == 2 else list(kernel) * 2
+    rows, columns = static_shape(x, [2, 3])
+    down, across = node.meta["values"][0][0].shape[-2:]
+    tiles = list(stride or kernel) == list(kernel) and set(padding) == {0} and set(dilation) == {1}
+    if not tiles or down * high > rows or across * wide > columns or value(x).ndim != 4:
+        raise UnsupportedError(
+            f"the places of the maxima of {node.target} ({node.meta.get('source', 'source unknown')}) are read, and "
+            "its windows overlap or reach beyond the picture: let them lie side by side"
+        )
+    batch, channels = shape(x)[:2]
+    for dim, length in ((2, down * high), (3, across * wide)):
+        x = x if shape(x)[dim] == length else builder.call(aten.slice.Tensor, x, dim, 0, length)
+    apart = builder.reshape(x, [batch, channels, down, high, across, wide])
+    turned = builder.call(aten.permute.default, apart, [0, 1, 2, 4, 3, 5])
+    cells = builder.reshape(turned, [batch, channels, down, across, high * wide])
+    cell = builder.call(aten.argmax.default, cells, 4)
+    inside = (torch.arange(high)[:, None] * columns + torch.arange(wide)).reshape(-1, 1)
+    corner = torch.arange(down)[:, None] * high * columns + torch.arange(across) * wide
+    found = builder.call(aten.embedding.default, builder.constant("maximum.inside", inside), cell)
+    offset = builder.reshape(found, [batch, channels, down, across])
+    return builder.call(aten.add.Tensor, offset, builder.constant("maximum.corner", corner))
+
+
+def _unpool(
+    builder: GraphBuilder, node: fx.Node, x: fx.Node, places: fx.Node, size: Sequence[int]
+) -> fx.Node:
+    batch, channels = shape(node)[:2]
+    empty = builder.constant("unpool.empty", torch.zeros(1, channels, math.prod(size)))  # type: ignore[arg-type]
+    whole = builder.expand(empty, [batch, channels, math.prod(size)])
+    cells = math.prod(static_shape(x, [2, 3]))
+    flat = [builder.reshape(each, [batch, channels, cells]) for each in (places, x)]
+    return builder.reshape(builder.call(aten.scatter.src, whole, 2, *flat), shape(node))
 
 
 def _root_of_powers(builder: GraphBuilder, node: fx.Node, x: fx.Node, exponent: float) -> fx.Node | None:
@@ -224,6 +284,7 @@ REWRITES: dict[Target, Callable[..., fx.Node | None]] = {
     aten.adaptive_max_pool2d.default: _adaptive_maximum,
     aten.adaptive_max_pool3d.default: _adaptive_maximum_3d,
     aten.max_pool2d_with_indices.default: _maximum_and_index,
+    aten.max_unpool2d.default: _unpool,
     aten.max_pool3d.default: _maximum_3d,
     aten.max_pool3d_with_indices.default: _maximum_3d,
     aten.pow.Tensor_Scalar: _root_of_powers,

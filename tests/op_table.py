@@ -75,6 +75,15 @@ class Itself(nn.Module):
         return self.attention(t, t, t, need_weights=False)[0]
 
 
+class Unpooled(nn.Module):
+    """SegNet: maxima go back to where they were."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the size of x."""
+        largest, places = F.max_pool2d(x, 2, return_indices=True)
+        return F.max_unpool2d(largest.sin(), places, 2)
+
+
 class Filtered(nn.Module):
     """GFNet, AFNO: a product with learnt complex numbers in the spectrum."""
 
@@ -309,6 +318,13 @@ POOLS: Ops = {
     "avg_pool2d": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
     "avg_pool2d, divisor": lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=4),
     "avg_pool3d": lambda x: F.avg_pool3d(volume(x), (2, 3, 3), 2, (0, 1, 1)),
+    "avg_pool3d, divisor": lambda x: F.avg_pool3d(volume(x), 2, 2, divisor_override=3),
+    "max_unpool2d": Unpooled(),
+    "max_unpool1d": lambda x: F.max_unpool1d(*F.max_pool1d(row(x), 2, return_indices=True), 2),
+    "max_unpool2d, larger": lambda x: F.max_unpool2d(
+        *F.max_pool2d(x[:, :, :7, :7], 2, return_indices=True), 2, output_size=(7, 7)
+    ),
+    "max_pool2d, its places": lambda x: F.max_pool2d(x, 2, return_indices=True)[1] * F.avg_pool2d(x, 2) / 64,
     "lp_pool1d": lambda x: F.lp_pool1d(row(x), 2, 4),
     "lp_pool2d": lambda x: F.lp_pool2d(x, 2, 2),
     "lp_pool2d 3": lambda x: F.lp_pool2d(positive(x), 3, 3, 2),
@@ -490,6 +506,12 @@ SAMPLING: Ops = {
     "interpolate bicubic, corners": lambda x: F.interpolate(x, (5, 11), mode="bicubic", align_corners=True),
     "interpolate bilinear, antialias": lambda x: F.interpolate(x, (5, 3), mode="bilinear", antialias=True),
     "interpolate bicubic, antialias": lambda x: F.interpolate(x, (5, 3), mode="bicubic", antialias=True),
+    "interpolate linear": lambda x: F.interpolate(row(x), 50, mode="linear"),
+    "interpolate trilinear": lambda x: F.interpolate(volume(x), (5, 6, 3), mode="trilinear"),
+    "interpolate nearest 1d": lambda x: F.interpolate(row(x), 50),
+    "interpolate nearest 3d": lambda x: F.interpolate(volume(x), (5, 6, 3)),
+    "interpolate nearest-exact 3d": lambda x: F.interpolate(volume(x), (5, 6, 3), mode="nearest-exact"),
+    "interpolate linear, corners": lambda x: F.interpolate(row(x), 50, mode="linear", align_corners=True),
     "interpolate area 3d": lambda x: F.interpolate(volume(x), (5, 2, 3), mode="area"),
     "interpolate by a factor": lambda x: F.interpolate(x, scale_factor=1.7, mode="bilinear"),
     "upsample": nn.UpsamplingBilinear2d(scale_factor=2),
@@ -612,6 +634,12 @@ SERVED: dict[str, Ops] = {
 _FACTORS = "ONNX has no op that inverts, factorises or decomposes a matrix"
 
 REFUSED: dict[str, tuple[Op, str]] = {
+    "places of overlapping maxima": (
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, 3, 2, 1, return_indices=True), 3, 2, 1, output_size=(8, 8)),
+        "let them lie side by side",
+    ),
+    "overlapping max_pool3d": (lambda x: F.max_pool3d(volume(x), 3, 2, 1), "let them lie side by side"),
+    "adaptive maxima of several sizes": (lambda x: F.adaptive_max_pool2d(x, 3), "windows of several sizes"),
     "det": (torch.linalg.det, _FACTORS),
     "inv": (lambda x: torch.linalg.inv(x + 3 * torch.eye(8)), _FACTORS),
     "solve": (lambda x: torch.linalg.solve(x + 3 * torch.eye(8), x), _FACTORS),

@@ -40,10 +40,13 @@ GROUPS: dict[str, list[Function]] = {
         lambda x: F.adaptive_max_pool2d(x, (3, 4)),
         lambda x: F.adaptive_max_pool2d(x, (None, 2)),
         lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2).cumsum(3),
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, (2, 3), return_indices=True), (2, 3), output_size=(6, 8)),
     ],
     "volumes": [
         lambda x: F.avg_pool3d(x[:, None], (1, 2, 3)),
         lambda x: F.avg_pool3d(x[:, None], 2, 1, 1),
+        lambda x: F.avg_pool3d(x[:, None], 2, 1, 1, divisor_override=3),
         lambda x: F.avg_pool3d(x[:, None], (2, 3, 3), 2, 1, ceil_mode=True, count_include_pad=False),
         lambda x: F.max_pool3d(x[:, None], (2, 3, 2)),
         lambda x: F.max_pool3d(x[:, None], 2, return_indices=True)[0],
