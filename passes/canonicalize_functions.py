@@ -243,22 +243,28 @@ def _product(
     return builder.reshape(x, shape(node))
 
 
-def _running(both: Callable[[GraphBuilder, fx.Node, fx.Node], fx.Node]) -> Rewrite:
-    """All numbers up to each, joined by `both`, in as many steps as the length has binary digits."""
+Join = Callable[[GraphBuilder, fx.Node, fx.Node], fx.Node]
 
+
+def _joined(builder: GraphBuilder, x: fx.Node, dim: int, both: Join) -> fx.Node:
+    """All numbers up to each, joined by `both`, in as many steps as the length has binary digits."""
+    (size,) = static_shape(x, [dim])
+    reach = 1
+    while reach < size:
+        first, before, behind = (
+            builder.call(aten.slice.Tensor, x, dim, *stretch)
+            for stretch in ((0, reach), (0, size - reach), (reach, size))
+        )
+        x = builder.call(aten.cat.default, [first, both(builder, behind, before)], dim)
+        reach *= 2
+    return x
+
+
+def _running(both: Join) -> Rewrite:
     def rewrite(
         builder: GraphBuilder, node: fx.Node, x: fx.Node, dim: int, *, dtype: torch.dtype | None = None
     ) -> fx.Node:
-        (size,) = static_shape(x, [dim])
-        reach = 1
-        while reach < size:
-            first, before, behind = (
-                builder.call(aten.slice.Tensor, x, dim, *stretch)
-                for stretch in ((0, reach), (0, size - reach), (reach, size))
-            )
-            x = builder.call(aten.cat.default, [first, both(builder, behind, before)], dim)
-            reach *= 2
-        return x
+        return _joined(builder, x, dim, both)
 
     return rewrite
 
@@ -268,7 +274,8 @@ def _times(builder: GraphBuilder, a: fx.Node, b: fx.Node) -> fx.Node:
 
 
 def _log_of_both(builder: GraphBuilder, a: fx.Node, b: fx.Node) -> fx.Node:
-    joint: fx.Node = _add_powers(math.e)(builder, a, a, b)
+    joint = _add_powers(math.e)(builder, a, a, b)
+    assert joint is not None
     return joint
 
 
@@ -278,7 +285,7 @@ def _running_extremum(compare: Target) -> Rewrite:
 
     def rewrite(builder: GraphBuilder, node: fx.Node, x: fx.Node, dim: int) -> fx.Node | None:
         """Of equal numbers the last has the cotangent, as in PyTorch."""
-        return values_replaced(builder, node, lambda: _running(later)(builder, node, x, dim))
+        return values_replaced(builder, node, lambda: _joined(builder, x, dim, later))
 
     return rewrite
 

@@ -71,7 +71,7 @@ def is_composed(target: Target) -> bool:
         isinstance(target, OpOverload)
         and target.namespace == "aten"
         and target._schema.name.removeprefix("aten::") not in WHOLE
-        and torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+        and torch._C._dispatch_has_kernel_for_dispatch_key(target._name, "CompositeImplicitAutograd")
     )
 
 
@@ -94,9 +94,9 @@ class _Record:
         )
 
 
-class _Recording(TorchDispatchMode):
+class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, record: _Record) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._record = record
 
     def __torch_dispatch__(

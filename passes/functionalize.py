@@ -97,6 +97,10 @@ class _Memory:
             raise UnsupportedError(_where(node, f"the in-place op {node.target} changes several tensors"))
         position = {other: index for index, other in enumerate(self._module.graph.nodes)}
         now = position[node]
+
+        def is_later(user: fx.Node) -> bool:
+            return position.get(user, -1) > now
+
         before = [
             other
             for other in position
@@ -120,9 +124,7 @@ class _Memory:
                 self._views[result] = (template, new.get(base, base) if base is not None else None)
         for old, result in new.items():
             if result is not old:
-                old.replace_all_uses_with(
-                    result, delete_user_cb=lambda user, at=position: at.get(user, -1) > now
-                )
+                old.replace_all_uses_with(result, delete_user_cb=is_later)
         self._builder.replace(node, new[changed])
         self._written.extend(result for old, result in new.items() if result is not old)
 

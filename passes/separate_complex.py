@@ -124,7 +124,7 @@ class _Separation:
             raise UnsupportedError(
                 f"{node.target} ({where}) of complex numbers has no pullback: write it in real ones"
             )
-        result = RULES[node.target](self, node, *node.args, **node.kwargs)  # type: ignore[index]
+        result = RULES[node.target](self, node, *node.args, **node.kwargs)
         if isinstance(result, fx.Node):
             return result
         self._pairs[node] = result

@@ -248,7 +248,8 @@ def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModul
             continue
         else:
             new = graph.node_copy(node, lambda argument: copied[argument])
-            new.target = another_shape(new.target) if new.op == "call_function" else new.target
+            if callable(new.target):
+                new.target = another_shape(new.target)
             new.meta = _meta(node)
             new = _propagate(module, new)
             _lay_out(node, new)
@@ -310,12 +311,14 @@ def _repeated_by_counts(module: fx.GraphModule, node: fx.Node) -> fx.Node | None
     """repeat_interleave of things that are each repeated a constant number of times, as a reading at fixed places."""
     if node.target is not torch.ops.aten.repeat_interleave.self_Tensor:
         return None
-    x, counts, *rest = node.args
-    dim = rest[0] if rest else node.kwargs.get("dim")
+    args: Any = node.args
+    x, counts, *rest = args
+    dim: Any = rest[0] if rest else node.kwargs.get("dim")
     numbers = constant(module, counts)
-    if numbers is None or dim is None or isinstance(shape(x)[dim], BatchSize):
+    length = None if dim is None else shape(x)[dim]
+    if numbers is None or not isinstance(length, int):
         return None
-    places = torch.arange(shape(x)[dim]).repeat_interleave(numbers)
+    places = torch.arange(length).repeat_interleave(numbers)
     builder = GraphBuilder(module)
     with builder.replacing(node):
         index = builder.constant("repeated", places)

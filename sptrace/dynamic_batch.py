@@ -126,13 +126,15 @@ def following_sizes() -> Iterator[list[str]]:
             return given.shape[0]
         return length(given)
 
-    builtins.len, SymNode.guard_int = of_anything, guard_int
-    torch.SymFloat.__format__ = _formatted  # type: ignore[method-assign]
+    patched: Any = torch.SymFloat
+    nodes: Any = SymNode
+    builtins.len, nodes.guard_int = of_anything, guard_int
+    patched.__format__ = _formatted
     try:
         yield fixed
     finally:
-        builtins.len, SymNode.guard_int = length, as_number
-        del torch.SymFloat.__format__
+        builtins.len, nodes.guard_int = length, as_number
+        del patched.__format__
 
 
 REWRITES: dict[str, Callable[..., Any]] = {

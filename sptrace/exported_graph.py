@@ -56,7 +56,7 @@ def simplify(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if isinstance(node.target, HigherOrderOperator):
             raise UnsupportedError(
-                f"the network decides by the values of a tensor (torch.{node.target.name()}), which no fixed graph can "
+                f"the network decides by the values of a tensor (torch.{node.target._name}), which no fixed graph can "
                 "do: replace it by torch.where, or compile the part of the network without it"
             )
         if node.target in RESHAPED_IN_PLACE:

@@ -44,7 +44,7 @@ SIZED = frozenset(
 """What gives tensors whose size depends on numbers."""
 
 _INDEXING = frozenset({Tensor.__getitem__, Tensor.__setitem__})
-_PYTHON_READS = frozenset({Tensor.numpy, Tensor.__array__})
+_PYTHON_READS: tuple[Any, ...] = (Tensor.numpy, Tensor.__array__)
 
 
 class KnownNumbers(TorchFunctionMode):
@@ -116,7 +116,7 @@ class KnownNumbers(TorchFunctionMode):
         return answer
 
     def _twin(self, tensor: Tensor) -> Tensor | None:
-        twin = self._twins.get(tensor)
+        twin: Tensor | None = self._twins.get(tensor)  # type: ignore[no-untyped-call]
         if twin is None and _has_numbers(tensor):
             twin = tensor
         return None if twin is None or _memory(twin) in self._spoiled else twin
@@ -202,7 +202,8 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _memory(twin: Tensor) -> int:
-    return twin.untyped_storage()._cdata
+    address: int = twin.untyped_storage()._cdata
+    return address
 
 
 def _writes(func: Any, kwargs: Mapping[str, Any]) -> bool:

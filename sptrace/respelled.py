@@ -31,12 +31,15 @@ def _matrix_norm(
         return None
     if abs(ord) == 2:
         singular = torch.linalg.svdvals(input.movedim(dim, (-2, -1)))
-        return (singular.amax if ord > 0 else singular.amin)(-1)
+        largest: Tensor = (singular.amax if ord > 0 else singular.amin)(-1)
+        return largest
     summed, compared = dim if abs(ord) == 1 else dim[::-1]
     sums = torch.linalg.vector_norm(input, 1, summed, keepdim=True)
     extreme = sums.amax if ord > 0 else sums.amin
     norm: Tensor = extreme(compared, keepdim=True)
-    return norm if keepdim else norm.squeeze(dim)
+    if not keepdim:
+        norm = norm.squeeze(dim)
+    return norm
 
 
 def _multi_dot(tensors: Sequence[Tensor]) -> Tensor:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-from sptrace.graph import Target
-
 REASONS: dict[str, str] = {
     r"_?linalg_.*|cholesky.*|lu_.*|svd|qr|matrix_exp|.*_svd|.*pinverse|_linalg_det|slogdet|triangular_solve": (
         "ONNX has no op that inverts, factorises or decomposes a matrix"
@@ -18,9 +16,9 @@ REASONS: dict[str, str] = {
 """By the names of ops, as regular expressions."""
 
 
-def why_missing(target: Target) -> str:
+def why_missing(target: str) -> str:
     """That there is no rule for the op, and the reason, if one is known."""
-    name = str(target).removeprefix("aten.").partition(".")[0]
+    name = target.removeprefix("aten.").partition(".")[0]
     for pattern, reason in REASONS.items():
         if re.fullmatch(pattern, name):
             return f"{target} has no pullback, for {reason}"

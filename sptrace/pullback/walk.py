@@ -100,7 +100,7 @@ def _apply_rule(
 ) -> list[tuple[fx.Node, fx.Node | None]]:
     rule = TABLE.get(node.target)  # type: ignore[arg-type]
     if rule is None:
-        raise UnsupportedError(_complaint(node, why_missing(node.target)))
+        raise UnsupportedError(_complaint(node, why_missing(str(node.target))))
     pairs = [(argument, part) for argument, part in _cotangents(rule, pull, v, node) if pull.needs(argument)]
     covered = {argument for argument, _ in pairs}
     missing = [
