@@ -149,7 +149,16 @@ def refusal(network: nn.Module) -> str:
 @pytest.mark.parametrize(
     ("function", "complaint"),
     [
-        pytest.param(torch.lgamma, "there is no pullback rule for aten.lgamma.default", id="no rule"),
+        pytest.param(
+            lambda x: torch.renorm(x, 2, 1, 1.0),
+            "there is no pullback rule for aten.renorm.default",
+            id="no rule",
+        ),
+        pytest.param(
+            torch.lgamma,
+            "aten.lgamma.default has no pullback, for ONNX has no such function",
+            id="none that can be had",
+        ),
         pytest.param(
             lambda x: F.linear(x, x[0, 0]),
             "the pullback rule for aten.linear.default does not cover its input 'select",
