@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import fx
 
 from sptrace.graph import GraphBuilder, Target, parameter, shape, static_shape, value
 from sptrace.passes.canonicalize_functions import finite
+from sptrace.passes.rewriting import Rewrite, rewrite_by
 
 aten = torch.ops.aten
 
@@ -28,17 +29,7 @@ def canonicalize_compositions(module: fx.GraphModule) -> int:
     7.  pixel_shuffle, pixel_unshuffle      ->  reshape and permute
     8.  clamp(x, low, high), bounds tensors ->  minimum(maximum(x, low), high); an infinite number bounds nothing
     """
-    builder = GraphBuilder(module)
-    count = 0
-    for node in list(module.graph.nodes):
-        if node.target not in REWRITES:
-            continue
-        with builder.replacing(node):
-            new = REWRITES[node.target](builder, node, *node.args, **node.kwargs)
-        if new is not None:
-            builder.replace(node, new)
-            count += 1
-    return count
+    return rewrite_by(REWRITES, module)
 
 
 def _square(builder: GraphBuilder, node: fx.Node, x: fx.Node) -> fx.Node:
@@ -208,7 +199,7 @@ def _never_meet(builder: GraphBuilder, low: fx.Node, high: fx.Node) -> bool:
     return bool((parameter(builder.module, low) != parameter(builder.module, high)).all())
 
 
-REWRITES: dict[Target, Callable[..., fx.Node | None]] = {
+REWRITES: dict[Target, Rewrite] = {
     aten.square.default: _square,
     aten.pow.Tensor_Scalar: _power,
     aten.addcmul.default: _addcmul,

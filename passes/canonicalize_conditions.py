@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from sptrace.graph import GraphBuilder, Target, static_shape, value
+from sptrace.passes.rewriting import Rewrite, rewrite_by
 
 aten = torch.ops.aten
 
@@ -26,17 +27,7 @@ def canonicalize_conditions(module: fx.GraphModule) -> int:
     5. a product of masks, logical ops of numbers -> and, or, not of masks, x != 0
     6. bucketize(x, bounds), searchsorted       ->  sum(x > bounds), a whole number
     """
-    builder = GraphBuilder(module)
-    count = 0
-    for node in list(module.graph.nodes):
-        if node.target not in REWRITES:
-            continue
-        with builder.replacing(node):
-            new = REWRITES[node.target](builder, node, *node.args, **node.kwargs)
-        if new is not None:
-            builder.replace(node, new)
-            count += 1
-    return count
+    return rewrite_by(REWRITES, module)
 
 
 def _is_nan(builder: GraphBuilder, node: fx.Node, x: fx.Node) -> fx.Node:
@@ -138,7 +129,7 @@ def _search_sorted(
     return _bucketize(builder, node, x, bounds, right=right or side == "right")
 
 
-REWRITES: dict[Target, Callable[..., fx.Node | None]] = {
+REWRITES: dict[Target, Rewrite] = {
     aten.isnan.default: _is_nan,
     aten.isinf.default: _is_infinite,
     aten.isposinf.default: _is(math.inf),

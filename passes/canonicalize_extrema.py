@@ -9,6 +9,7 @@ from torch import fx
 
 from sptrace import gates
 from sptrace.graph import GraphBuilder, Target, value
+from sptrace.passes.rewriting import Rewrite, rewrite_by
 
 aten = torch.ops.aten
 
@@ -20,17 +21,7 @@ def canonicalize_extrema(module: fx.GraphModule) -> int:
     2. amin(x, dims), aminmax(x, dim)                   ->  -amax(-x, dims), and amax(x, dims)
     3. max(x, y), min(x, y), fmax, fmin                 ->  maximum(x, y), minimum(x, y)
     """
-    builder = GraphBuilder(module)
-    count = 0
-    for node in list(module.graph.nodes):
-        if node.target not in REWRITES:
-            continue
-        with builder.replacing(node):
-            new = REWRITES[node.target](builder, node, *node.args, **node.kwargs)
-        if new is not None:
-            builder.replace(node, new)
-            count += 1
-    return count
+    return rewrite_by(REWRITES, module)
 
 
 def _largest(
@@ -94,7 +85,7 @@ def _of_two(target: Target) -> Callable[..., fx.Node]:
     return lambda builder, node, a, b: builder.call(target, a, b)
 
 
-REWRITES: dict[Target, Callable[..., fx.Node | None]] = {
+REWRITES: dict[Target, Rewrite] = {
     aten.max.dim: _largest,
     aten.min.dim: _smallest,
     aten.amin.default: _amin,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import fx
@@ -12,10 +11,9 @@ from torch import fx
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
 from sptrace.passes.canonicalize_extrema import values_replaced
+from sptrace.passes.rewriting import Rewrite, rewrite_by
 
 aten = torch.ops.aten
-
-Rewrite = Callable[..., fx.Node | None]
 
 
 def canonicalize_functions(module: fx.GraphModule) -> int:
@@ -36,17 +34,7 @@ def canonicalize_functions(module: fx.GraphModule) -> int:
     11. rot90, channel_shuffle               ->  flip and transpose; reshape and permute
     12. cross(x, y)                          ->  x y' - x' y of numbers one place and two places on
     """
-    builder = GraphBuilder(module)
-    count = 0
-    for node in list(module.graph.nodes):
-        if node.target not in REWRITES:
-            continue
-        with builder.replacing(node):
-            new = REWRITES[node.target](builder, node, *node.args, **node.kwargs)
-        if new is not None:
-            builder.replace(node, new)
-            count += 1
-    return count
+    return rewrite_by(REWRITES, module)
 
 
 def _logarithm(base: float) -> Rewrite:
@@ -334,7 +322,7 @@ def _channel_shuffle(builder: GraphBuilder, node: fx.Node, x: fx.Node, groups: i
     return builder.reshape(builder.call(aten.transpose.int, apart, 1, 2), shape(x))
 
 
-REWRITES: dict[Target, Callable[..., Any]] = {
+REWRITES: dict[Target, Rewrite] = {
     aten.log2.default: _logarithm(2),
     aten.log10.default: _logarithm(10),
     aten.deg2rad.default: _scaled(math.pi / 180),

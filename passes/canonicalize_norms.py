@@ -13,6 +13,7 @@ from sptrace import gates
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
 from sptrace.passes.canonicalize_conditions import how_many
+from sptrace.passes.rewriting import Rewrite, rewrite_by
 
 aten = torch.ops.aten
 
@@ -29,17 +30,7 @@ def canonicalize_norms(module: fx.GraphModule) -> int:
     4.  pairwise_distance(x, y), cdist(x, y)   ->  the norm of x - y
     5.  cosine_similarity(x, y)                ->  sum(x / |x| y / |y|)
     """
-    builder = GraphBuilder(module)
-    count = 0
-    for node in list(module.graph.nodes):
-        if node.target not in REWRITES:
-            continue
-        with builder.replacing(node):
-            new = REWRITES[node.target](builder, node, *node.args, **node.kwargs)
-        if new is not None:
-            builder.replace(node, new)
-            count += 1
-    return count
+    return rewrite_by(REWRITES, module)
 
 
 def _vector_norm(
@@ -199,7 +190,7 @@ def _dims(x: fx.Node, dims: Dims) -> list[int]:
     return reduced
 
 
-REWRITES: dict[Target, Callable[..., fx.Node | None]] = {
+REWRITES: dict[Target, Rewrite] = {
     aten.linalg_vector_norm.default: _vector_norm,
     aten.norm.ScalarOpt_dim: _vector_norm,
     aten.var.dim: _variance,

@@ -13,6 +13,7 @@ from sptrace import gates
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
 from sptrace.passes.canonicalize_extrema import drop_unread, values_replaced
+from sptrace.passes.rewriting import Rewrite, rewrite_by
 
 aten = torch.ops.aten
 
@@ -32,17 +33,7 @@ def canonicalize_pool_ranks(module: fx.GraphModule) -> int:
     Adaptive maxima over windows of several sizes are refused, and maxima over blocks that overlap: laid side by side
     their numbers would be others than the volume's, to a temperature that is relative to them.
     """
-    builder = GraphBuilder(module)
-    count = 0
-    for node in list(module.graph.nodes):
-        if node.target not in REWRITES:
-            continue
-        with builder.replacing(node):
-            new = REWRITES[node.target](builder, node, *node.args, **node.kwargs)
-        if new is not None:
-            builder.replace(node, new)
-            count += 1
-    return count
+    return rewrite_by(REWRITES, module)
 
 
 def _along_a_row(target: Target, fills: Sequence[int]) -> Callable[..., fx.Node]:
@@ -274,7 +265,7 @@ def _triple(option: Sequence[int] | int) -> list[int]:
     return numbers * 3 if len(numbers) == 1 else numbers
 
 
-REWRITES: dict[Target, Callable[..., fx.Node | None]] = {
+REWRITES: dict[Target, Rewrite] = {
     aten.max_pool1d.default: _along_a_row(aten.max_pool2d.default, [1, 1, 0, 1]),
     aten.avg_pool1d.default: _along_a_row(aten.avg_pool2d.default, [1, 1, 0]),
     aten.adaptive_avg_pool1d.default: _along_a_row(aten.adaptive_avg_pool2d.default, [1]),

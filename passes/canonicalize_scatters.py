@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
@@ -11,6 +10,7 @@ from torch import Tensor, fx
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
 from sptrace.passes.canonicalize_copies import fixed
+from sptrace.passes.rewriting import Rewrite, rewrite_by
 from sptrace.placing import put, read
 
 aten = torch.ops.aten
@@ -30,17 +30,7 @@ def canonicalize_scatters(module: fx.GraphModule) -> int:
     Of several numbers for one place the last stays. Places computed from the image stay what they are, but for
     index_put, which is refused.
     """
-    builder = GraphBuilder(module)
-    count = 0
-    for node in list(module.graph.nodes):
-        if node.target not in REWRITES:
-            continue
-        with builder.replacing(node):
-            new = REWRITES[node.target](builder, node, *node.args, **node.kwargs)
-        if new is not None:
-            builder.replace(node, new)
-            count += 1
-    return count
+    return rewrite_by(REWRITES, module)
 
 
 def _numbering(x: fx.Node) -> Tensor:
@@ -274,7 +264,7 @@ def _source(node: fx.Node) -> str:
     return str(node.meta.get("source", "source unknown"))
 
 
-REWRITES: dict[Target, Callable[..., Any]] = {
+REWRITES: dict[Target, Rewrite] = {
     aten.scatter.src: _scatter,
     aten.scatter.value: _scatter_number,
     aten.scatter_add.default: _scatter_add,

@@ -1,0 +1,27 @@
+"""What many passes do: the ops of a table are replaced by what its functions make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import fx
+
+from sptrace.graph import GraphBuilder, Target
+
+Rewrite = Callable[..., fx.Node | None]
+"""Takes a builder that stands before the node, the node, and its arguments. Gives what replaces it; None leaves it."""
+
+
+def rewrite_by(table: Mapping[Target, Rewrite], module: fx.GraphModule) -> int:
+    """Rewrite the nodes that are there now; returns how many."""
+    builder = GraphBuilder(module)
+    count = 0
+    for node in list(module.graph.nodes):
+        if node.target not in table:
+            continue
+        with builder.replacing(node):
+            new = table[node.target](builder, node, *node.args, **node.kwargs)
+        if new is not None:
+            builder.replace(node, new)
+            count += 1
+    return count
