@@ -35,7 +35,7 @@ def test_a_size_that_the_network_refuses() -> None:
 
 class Pair(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return image, image
+        return image, image + 1
 
 
 @pytest.mark.parametrize(
