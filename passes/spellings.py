@@ -90,7 +90,7 @@ class Spellings:
         3. maximum(a, b), where(a > b, a, b); minima                ->  amax over the two; -amax of -a and -b
         4. amax(z, dims), first_maximum                             ->  amax
         """
-        if node not in self._dependent or not _is_map(node):
+        if node not in self._dependent or not _is_map(node) or node.meta.get("written_for") in NO_GATES:
             return None
         self._read.clear()
         return (
@@ -237,6 +237,20 @@ def _first_of_equal_views(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
             first[node] = seen.setdefault(f"{node.target} {read}", node)
     return first
 
+
+NO_GATES: set[Target] = {
+    aten.cummax.default,
+    aten.cummin.default,
+    aten.grid_sampler.default,
+    aten.grid_sampler_2d.default,
+    aten.grid_sampler_3d.default,
+    aten.log_softmax.int,
+    aten.logaddexp.default,
+    aten.logaddexp2.default,
+    aten.logcumsumexp.default,
+    aten.logsumexp.default,
+}
+"""Ops that other passes write out with maxima, choices or clamps, which are none of the network's."""
 
 VIEWS: set[Target] = {
     aten.permute.default,

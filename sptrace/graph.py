@@ -224,9 +224,8 @@ class GraphBuilder:
     def origin(self, node: fx.Node, *, adjoint: bool) -> Iterator[None]:
         """Within this context new nodes are recorded as coming from where `node` came from."""
         previous = self._meta
-        self._meta = {key: node.meta[key] for key in ("path", "source") if key in node.meta} | {
-            "adjoint": adjoint
-        }
+        kept = {key: node.meta[key] for key in ("path", "source", "written_for") if key in node.meta}
+        self._meta = {**kept, "adjoint": adjoint}
         try:
             yield
         finally:
@@ -234,8 +233,12 @@ class GraphBuilder:
 
     @contextmanager
     def replacing(self, node: fx.Node) -> Iterator[None]:
-        """Within this context new nodes stand before `node` and are recorded as coming from where it came from."""
+        """Within this context new nodes stand before `node` and are recorded as coming from where it came from.
+
+        Their `written_for` is the op that the network called.
+        """
         with self.graph.inserting_before(node), self.origin(node, adjoint=node.meta.get("adjoint", False)):
+            self._meta.setdefault("written_for", node.target)
             yield
 
     def call(self, target: Target, *args: Any, **kwargs: Any) -> fx.Node:

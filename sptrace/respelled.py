@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -35,8 +36,8 @@ def _matrix_norm(
         return largest
     summed, compared = dim if abs(ord) == 1 else dim[::-1]
     sums = torch.linalg.vector_norm(input, 1, summed, keepdim=True)
-    extreme = sums.amax if ord > 0 else sums.amin
-    norm: Tensor = extreme(compared, keepdim=True)
+    extreme = math.inf if ord > 0 else -math.inf  # not amax, which would be a gate
+    norm: Tensor = torch.linalg.vector_norm(sums, extreme, compared, keepdim=True)
     if not keepdim:
         norm = norm.squeeze(dim)
     return norm

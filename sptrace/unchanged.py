@@ -113,10 +113,11 @@ class Snapshot:
             return
         wanted, gradient = tensor.requires_grad, tensor.grad if tensor.is_leaf else None
         data = tensor.data
-        numbers = None if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+        stored = torch._C._has_storage(tensor)  # a sparse tensor has none of its own
+        numbers = None if isinstance(tensor, nn.Parameter) or not stored else tensor.detach().clone()
 
         def undo() -> None:
-            if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape:
+            if stored and (tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape):
                 tensor.data = data  # a network gave it other numbers
             # Not all kernels that write count versions, batch norm for one.
             if numbers is not None and not torch.equal(tensor.detach(), numbers):

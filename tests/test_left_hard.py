@@ -111,3 +111,21 @@ def test_compiling_warns_and_the_artifact_keeps_it(
     with warnings.catch_warnings():
         warnings.simplefilter("error", sptrace.SptraceWarning)
         sptrace.compile(network, images(1, 8), program="gradient")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.cummax(3).values,
+        lambda x: torch.logsumexp(x, 1, keepdim=True),
+        lambda x: torch.logaddexp(x, x.flip(3)),
+        lambda x: torch.linalg.matrix_norm(x, float("inf")),
+        lambda x: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1), padding_mode="border", align_corners=False),
+    ],
+)
+def test_what_passes_write_out_with_maxima_is_no_gate(function: Callable[[Tensor], Tensor]) -> None:
+    network = small(lambda self, x: function(self.conv(x)).flatten(1)[:, :5], conv=nn.Conv2d(3, 4, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sptrace.SptraceWarning)
+        program = sptrace.compile(network, images(1), softening="paper")
+    assert program.description.gates == ()

@@ -244,3 +244,13 @@ def test_numbers_of_buffers() -> None:
         network(images(2))
         assert not torch.equal(network.running_mean, numbers["running_mean"])
     assert all(torch.equal(data, numbers[name]) for name, data in network.state_dict().items())
+
+
+def test_a_sparse_tensor_within_reach() -> None:
+    """It has no memory of its own to look at, and none is changed."""
+    network = classifier()
+    network.neighbours = torch.eye(3).to_sparse()
+    with unchanged(network):
+        network.neighbours.requires_grad_()
+    assert not network.neighbours.requires_grad
+    sptrace.compile(network, images(1))
