@@ -108,6 +108,8 @@ def require_faithful(captured: fx.GraphModule, network: nn.Module, pictures: Ten
         again = logits_of(network(pictures.clone()))
         traced = captured(pictures.clone())
     given = traced[0] if isinstance(traced, tuple) else traced
+    if given.numel() == wanted.numel():
+        given = given.reshape(wanted.shape)  # the graph gives rows [N, classes] where a network gives [N]
     if given.isnan().any() and any(_is_unfilled(node) for node in captured.graph.nodes):
         raise UnsupportedError(
             "the network reads memory that it has never filled (torch.empty): fill all of it, or begin with zeros"
