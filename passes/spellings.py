@@ -239,6 +239,7 @@ def _first_of_equal_views(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
 
 
 NO_GATES: set[Target] = {
+    aten.aminmax.default,
     aten.cummax.default,
     aten.cummin.default,
     aten.grid_sampler.default,

@@ -72,6 +72,22 @@ def test_as_autograd_of_the_original(ops: dict[str, Op]) -> None:
 
 
 @pytest.mark.parametrize(
+    "op",
+    [
+        pytest.param(op, id=f"{kind}: {name}")
+        for kind in ("accumulations", "gates")
+        for name, op in op_table.SERVED[kind].items()
+    ],
+)
+def test_softened_as_the_reference_has_it(op: Op) -> None:
+    """What passes write out is the gate that the network called, and no other; compiling verifies that."""
+    network = deterministic.fill(SideBySide([op]), 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sptrace.SptraceWarning)
+        sptrace.compile(network, deterministic.images(0, 1, 8), softening="paper", link="none")
+
+
+@pytest.mark.parametrize(
     ("op", "why"),
     [pytest.param(op, why, id=name) for name, (op, why) in op_table.REFUSED.items()],
 )

@@ -92,6 +92,7 @@ FACTORS: dict[str, dict[str, Factor]] = {
 CALLS: dict[str, tuple[str, str]] = {
     "leaky_relu": ("leaky_relu", "input negative_slope inplace"),
     "prelu": ("leaky_relu", "input weight"),
+    "rrelu": ("leaky_relu", "input lower upper training inplace"),
     "elu": ("elu", "input alpha inplace"),
     "selu": ("elu", "input inplace"),
     "celu": ("elu", "input alpha inplace"),

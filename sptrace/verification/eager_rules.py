@@ -279,6 +279,10 @@ def read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str
         return "relu6" if low == 0 else "hardtanh", arguments
     if name == "leaky_relu" and arguments.get("negative_slope") == 0:
         return "relu", arguments
+    if name == "rrelu":
+        if arguments.get("training"):
+            return None
+        arguments["negative_slope"] = (arguments.get("lower", 1 / 8) + arguments.get("upper", 1 / 3)) / 2
     if kind in ("elu", "max_pool"):
         arguments["form"] = name
     if name == "instance_norm" and not arguments.get("use_input_stats", True):
