@@ -224,7 +224,9 @@ class GraphBuilder:
     def origin(self, node: fx.Node, *, adjoint: bool) -> Iterator[None]:
         """Within this context new nodes are recorded as coming from where `node` came from."""
         previous = self._meta
-        kept = {key: node.meta[key] for key in ("path", "source", "written_for") if key in node.meta}
+        kept: dict[str, Any] = {
+            key: node.meta[key] for key in ("path", "source", "written_for") if key in node.meta
+        }
         self._meta = {**kept, "adjoint": adjoint}
         try:
             yield

@@ -140,7 +140,7 @@ def test_it_gives_what_python_gives(
 
 @pytest.mark.slow
 def test_memory_stays_as_it_is(lite0: Callable[[str], Path], coffee: Path, run: Run) -> None:
-    done = run(lite0("soft_pullback"), coffee, "--repeat", 1000)
+    done = run(lite0("soft_pullback"), coffee, "--repeat", 400)
     assert done.returncode == 0, done.stderr
     before, after = re.search(r"memory (\S+) MB after 101, (\S+) MB after all", done.stdout).groups()
     assert float(before) > 20
