@@ -9,7 +9,7 @@ from torch import fx
 
 from sptrace import gates
 from sptrace.graph import GraphBuilder, Target, value
-from sptrace.passes.rewriting import Rewrite, rewrite_by
+from sptrace.passes.rewriting import Rewrite, replace_results, rewrite_by
 
 aten = torch.ops.aten
 
@@ -53,8 +53,7 @@ def values_replaced(builder: GraphBuilder, node: fx.Node, make: Callable[[], fx.
     if any(user.args[1] != 0 for user in node.users):
         return None
     result = make()
-    for user in list(node.users):
-        builder.replace(user, result)
+    replace_results(builder, node, [result])
     return result
 
 
@@ -72,8 +71,7 @@ def _both(
         _amin(builder, node, x, dims, keepdim),
         builder.call(aten.amax.default, x, dims, keepdim),
     ]
-    for user in list(node.users):
-        builder.replace(user, results[user.args[1]])  # type: ignore[index]
+    replace_results(builder, node, results)
     return results[0]
 
 

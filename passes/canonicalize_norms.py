@@ -13,7 +13,7 @@ from sptrace import gates
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
 from sptrace.passes.canonicalize_conditions import how_many
-from sptrace.passes.rewriting import Rewrite, rewrite_by
+from sptrace.passes.rewriting import Rewrite, replace_results, rewrite_by
 
 aten = torch.ops.aten
 
@@ -114,8 +114,7 @@ def _with_mean(spread: Callable[..., fx.Node]) -> Callable[..., fx.Node]:
         results = [spread(builder, node, x, dims, *options, **kwargs)]
         keepdim = options[1] if len(options) > 1 else kwargs.get("keepdim", False)
         results.append(builder.call(aten.mean.dim, x, _dims(x, dims), keepdim))
-        for user in list(node.users):
-            builder.replace(user, results[user.args[1]])  # type: ignore[index]
+        replace_results(builder, node, results)
         return results[0]
 
     return rewrite

@@ -13,7 +13,7 @@ from sptrace import gates
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
 from sptrace.passes.canonicalize_extrema import drop_unread, values_replaced
-from sptrace.passes.rewriting import Rewrite, rewrite_by
+from sptrace.passes.rewriting import Rewrite, replace_results, rewrite_by
 
 aten = torch.ops.aten
 
@@ -186,8 +186,7 @@ def _maximum_and_index(
     results = [builder.call(aten.max_pool2d.default, x, kernel, *options)]
     if any(user.args[1] == 1 for user in node.users):
         results.append(_places_of_maxima(builder, node, x, kernel, *options))
-    for user in list(node.users):
-        builder.replace(user, results[user.args[1]])  # type: ignore[index]
+    replace_results(builder, node, results)
     return results[0]
 
 

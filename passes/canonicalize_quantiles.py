@@ -13,6 +13,7 @@ from sptrace import selection
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, parameter, shape, static_shape, value
 from sptrace.passes.canonicalize_conditions import how_many
+from sptrace.passes.rewriting import replace_results
 
 aten = torch.ops.aten
 
@@ -150,9 +151,9 @@ def _nanmedian(
     order = _Order(builder, x, _dim(node, x, dim), leaves_out=True)
     place = order.place(lambda count: (count - 1) // 2)
     results = [builder.call(aten.gather.default, x, order.dim, place), place]
-    for reader in list(node.users):
-        result = results[reader.args[1]]  # type: ignore[index]
-        builder.replace(reader, result if keepdim else builder.call(aten.squeeze.dim, result, order.dim))
+    if not keepdim:
+        results = [builder.call(aten.squeeze.dim, result, order.dim) for result in results]
+    replace_results(builder, node, results)
     builder.graph.erase_node(node)
 
 

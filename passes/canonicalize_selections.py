@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import fx
 from sptrace import selection
 from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, shape, value
+from sptrace.passes.rewriting import replace_results
 from sptrace.sizes import BatchSize
 
 aten = torch.ops.aten
@@ -44,11 +44,7 @@ def canonicalize_selections(module: fx.GraphModule) -> int:
 def _replace_pair(builder: GraphBuilder, node: fx.Node) -> bool:
     """The readers of values and places read two nodes; False if that is left to another pass."""
     pair = PAIRS[node.target](builder, node, *node.args, **node.kwargs)  # type: ignore[index]
-    for reader in list(node.users):
-        assert reader.target is operator.getitem
-        new = pair[reader.args[1]]  # type: ignore[index]
-        if new is not None:
-            builder.replace(reader, new)
+    replace_results(builder, node, pair)
     if not node.users:
         builder.graph.erase_node(node)
         return True

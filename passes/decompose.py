@@ -13,7 +13,8 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sptrace.graph import GraphBuilder, Target, another_shape
+from sptrace.graph import IN_ANOTHER_SHAPE, GraphBuilder, Target
+from sptrace.passes.rewriting import replace_results
 from sptrace.sizes import BATCHES, size_of
 
 aten = torch.ops.aten
@@ -36,8 +37,8 @@ WHOLE = frozenset(
 """Composed ops that stay what they are: a rule, an emitter or a later pass has them by name."""
 
 
-SPOKEN: dict[Target, Target] = {aten.view.default: aten.reshape.default}
-"""Memory may lie in another order in the graph than where the parts were seen."""
+SPOKEN: dict[Target, Target] = {aten.view.default: aten.reshape.default, **IN_ANOTHER_SHAPE}
+"""Memory may lie in another order in the graph than where the parts were seen, and nothing there is in place."""
 
 
 def decompose(module: fx.GraphModule) -> int:
@@ -159,7 +160,7 @@ def _replay(builder: GraphBuilder, node: fx.Node, first: _Record, second: _Recor
         new_args, new_kwargs = tree_map(
             joined, (tuple(args), dict(kwargs)), (tuple(other_args), dict(other_kwargs))
         )
-        call = builder.call(SPOKEN.get(op) or another_shape(op), *new_args, **new_kwargs)
+        call = builder.call(SPOKEN.get(op, op), *new_args, **new_kwargs)
         if isinstance(result, Tensor):
             made[id(result)] = call
             continue
@@ -168,7 +169,5 @@ def _replay(builder: GraphBuilder, node: fx.Node, first: _Record, second: _Recor
     if isinstance(first.result, Tensor):
         builder.replace(node, made[id(first.result)])
         return
-    for reader in list(node.users):
-        assert reader.target is operator.getitem
-        builder.replace(reader, made[id(first.result[reader.args[1]])])
+    replace_results(builder, node, [made[id(part)] for part in first.result])
     builder.graph.erase_node(node)

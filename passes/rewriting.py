@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import fx
 
@@ -25,3 +26,14 @@ def rewrite_by(table: Mapping[Target, Rewrite], module: fx.GraphModule) -> int:
             builder.replace(node, new)
             count += 1
     return count
+
+
+def replace_results(builder: GraphBuilder, node: fx.Node, results: Sequence[fx.Node | None]) -> None:
+    """Let those who read one of an op's several results read the one given here; None leaves them as they are."""
+    for reader in list(node.users):
+        assert reader.target is operator.getitem
+        index = reader.args[1]
+        assert isinstance(index, int)
+        new = results[index]
+        if new is not None:
+            builder.replace(reader, new)

@@ -25,7 +25,6 @@ from sptrace.errors import SptraceError, UnsupportedError
 from sptrace.exported_graph import simplify
 from sptrace.graph import (
     GraphBuilder,
-    another_shape,
     complaint,
     is_batch,
     parameter,
@@ -248,8 +247,6 @@ def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModul
             continue
         else:
             new = graph.node_copy(node, lambda argument: copied[argument])
-            if callable(new.target):
-                new.target = another_shape(new.target)
             new.meta = _meta(node)
             new = _propagate(module, new)
             _lay_out(node, new)
@@ -285,10 +282,10 @@ def _propagate(module: fx.GraphModule, node: fx.Node) -> fx.Node:
                 f"the network fixes the batch size ({where}: a condition that some numbers of pictures do not meet): "
                 "make it work for any batch, then compile again"
             ) from error
-        known = constant(module, node)
         repeated = _repeated_by_counts(module, node)
         if repeated is not None:
             return repeated
+        known = constant(module, node)
         if known is not None:
             with module.graph.inserting_before(node):
                 new = GraphBuilder(module).constant("folded", known)

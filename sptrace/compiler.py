@@ -49,10 +49,10 @@ from sptrace.verification.verify import verify
 from sptrace.version import __version__
 
 Progress = Callable[[str], None]
+"""Called with a few words whenever the compiler begins another stage."""
 
 NO_DERIVATIVE = re.compile(r"derivative for aten::(\w+) is not implemented")
 """How PyTorch says it."""
-"""Called with a few words whenever the compiler begins another stage."""
 
 
 @dataclass(frozen=True)

@@ -11,22 +11,10 @@ from torch import Tensor, fx
 from torch._ops import HigherOrderOperator
 
 from sptrace.errors import UnsupportedError
+from sptrace.graph import IN_ANOTHER_SHAPE
 from sptrace.regions import inline_regions
 
 aten = torch.ops.aten
-
-RESHAPED_IN_PLACE = {
-    aten.transpose_.default: aten.transpose.int,
-    aten.swapaxes_.default: aten.transpose.int,
-    aten.swapdims_.default: aten.transpose.int,
-    aten.t_.default: aten.t.default,
-    aten.unsqueeze_.default: aten.unsqueeze.default,
-    aten.squeeze_.default: aten.squeeze.default,
-    aten.squeeze_.dim: aten.squeeze.dim,
-    aten.squeeze_.dims: aten.squeeze.dims,
-    aten.detach_.default: aten.detach.default,
-}
-"""What changes how a tensor is seen, and no number."""
 
 CHECKS = frozenset(
     {
@@ -59,7 +47,7 @@ def simplify(module: fx.GraphModule) -> None:
                 f"the network decides by the values of a tensor (torch.{node.target._name}), which no fixed graph can "
                 "do: replace it by torch.where, or compile the part of the network without it"
             )
-        if node.target in RESHAPED_IN_PLACE:
+        if node.target in IN_ANOTHER_SHAPE:
             _reshape(module.graph, node)
         elif node.target in UNFILLED:
             UNFILLED[node.target](node, _nothing(node.meta["val"]))
@@ -94,7 +82,7 @@ def _comes_from_numbers(node: fx.Node) -> bool:
 
 def _reshape(graph: fx.Graph, node: fx.Node) -> None:
     """All later readers of the tensor see it in its new shape."""
-    node.target = RESHAPED_IN_PLACE[node.target]  # type: ignore[index]
+    node.target = IN_ANOTHER_SHAPE[node.target]  # type: ignore[index]
     position = {other: index for index, other in enumerate(graph.nodes)}
     (changed, *_) = node.args
     assert isinstance(changed, fx.Node)

@@ -43,7 +43,7 @@ IN_ANOTHER_SHAPE: dict[Target, Target] = {
     _aten.t_.default: _aten.t.default,
     _aten.detach_.default: _aten.detach.default,
 }
-"""In place they change no number."""
+"""What changes in place how a tensor is seen, and no number; and the op that gives that."""
 
 
 def value(node: fx.Node) -> Tensor:
@@ -72,11 +72,6 @@ def complaint(node: fx.Node, what: str) -> str:
     """The message for a node through which one picture's answer would depend on others."""
     where = node.meta.get("source", "source unknown")
     return f"{what} ({node.name!r}, {where}): let the network compute each picture by itself"
-
-
-def another_shape(target: Target) -> Target:
-    """`unsqueeze` for `unsqueeze_` and so on: an op that would give the values of its argument's node another shape."""
-    return IN_ANOTHER_SHAPE.get(target, target)
 
 
 def propagate(node: fx.Node) -> None:

@@ -173,7 +173,8 @@ class Explainer:
             layer its channels.
 
         Warns:
-            SptraceWarning: once, `image` lies outside of `input_range`.
+            SptraceWarning: `image` lies outside of `input_range`, or a probability is explained that is as good as 1,
+                each said once; an attribution is NaN or infinite.
 
         Raises:
             SptraceError: `image` has the wrong type or shape, or holds NaN; `target` is not a class of this network,
@@ -181,10 +182,7 @@ class Explainer:
         """
         feeds = self.feeds(image, target, direction, settings)
         answers = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
-        explanation = self.explanation(feeds, answers)
-        self._warn_sure(explanation)
-        _warn_undefined(explanation)
-        return explanation
+        return self.explanation(feeds, answers)
 
     def feeds(
         self,
@@ -236,7 +234,7 @@ class Explainer:
                 "it changes, and the attribution may be noise; compile the network without what makes probabilities "
                 "of its logits; said once",
                 SptraceWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def explanation(
@@ -244,7 +242,10 @@ class Explainer:
     ) -> Explanation:
         """The artifact's answers to what it was given, each by name."""
         targets = None if self.takes_direction else self._resolved(feeds["target"], answers)
-        return Explanation(target=targets, labels=self.labels, link=self.description.link, **answers)
+        given = Explanation(target=targets, labels=self.labels, link=self.description.link, **answers)
+        self._warn_sure(given)
+        _warn_undefined(given)
+        return given
 
     def bind(self, batch: int, *, device: str = "cpu", device_id: int = 0) -> BoundExplainer:
         """Give inputs and outputs of one batch size places in memory that stay the same.
@@ -375,7 +376,7 @@ def _warn_undefined(explanation: Explanation) -> None:
             f"the attribution of picture {listed} is NaN or infinite: something in the network has no derivative "
             "there, as a root has none at 0, in PyTorch neither",
             SptraceWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
