@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from sptrace.artifact import LayerScale
+from sptrace.graph import is_batch
 from sptrace.pullback.temperature import SMALLEST
 from sptrace.softening import Relative
 
@@ -35,13 +36,19 @@ def calibrate(
     """
     totals: dict[fx.Node, float] = {}
     constants = [module.get_buffer(path) for path in parameters]
-    for first in range(0, len(pictures), CHUNK):
-        _Measure(module, totals).run(pictures[first : first + CHUNK], *constants)
+    chunk = CHUNK if all(map(_has_pictures_first, module.graph.nodes)) else 1
+    for first in range(0, len(pictures), chunk):
+        _Measure(module, totals).run(pictures[first : first + chunk], *constants)
     scales = {node: total / len(pictures) for node, total in totals.items()}
     for node, scale in scales.items():
         node.kwargs = {**node.kwargs, "tau": node.kwargs["tau"].factor * scale}  # type: ignore[union-attr]
     module.recompile()
     return tuple(LayerScale(str(node.meta["path"]), scale) for node, scale in scales.items())
+
+
+def _has_pictures_first(node: fx.Node) -> bool:
+    """Is each row of what a relative gate sees a picture? Of several rows nobody knows in which order they lie."""
+    return not isinstance(node.kwargs.get("tau"), Relative) or is_batch(node.args[0], 0)
 
 
 class _Measure(fx.Interpreter):

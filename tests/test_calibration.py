@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from small_networks import classifier, images
+from small_networks import classifier, images, small
 from torch import Tensor, nn
 
 import sptrace
@@ -134,3 +135,41 @@ def test_a_layer_that_is_the_same_everywhere() -> None:
 def test_mistakes(softening: Softening, calibration: Any, message: str) -> None:
     with pytest.raises(sptrace.SptraceError, match=message):
         compiled(softening, calibration)
+
+
+Layer = Callable[[Tensor], Tensor]
+VERSIONS: dict[str, Callable[[Tensor, Layer], tuple[Tensor, ...]]] = {
+    "joined": lambda x, layer: layer(torch.cat([x, x.flip(3)])).chunk(2),
+    "stacked": lambda x, layer: (
+        layer(torch.stack([x, x.flip(3)]).flatten(0, 1)).unflatten(0, (2, -1)).unbind()
+    ),
+    "in turn": lambda x, layer: (
+        layer(torch.stack([x, x.flip(3)], 1).flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_several_versions_of_a_picture_in_one_batch(name: str) -> None:
+    """The scale is that of both versions together, and no picture's is another one's too."""
+
+    def body(self: Any, x: Tensor) -> Tensor:
+        first, second = VERSIONS[name](x, lambda x: self.conv(x).relu())
+        return (first * second).mean((2, 3))
+
+    network = small(body, conv=nn.Conv2d(3, 4, 3, padding=1))
+    pictures = images(3, seed=5) * torch.tensor([0.1, 0.3, 1.0]).reshape(3, 1, 1, 1)
+    program = sptrace.compile(network, images(1), calibration=pictures)
+    squares = [network.conv(x).relu().square().mean((1, 2, 3)) for x in (pictures, pictures.flip(3))]  # type: ignore[operator]
+    (measured,) = program.description.scales
+    assert measured.scale == pytest.approx(float(torch.stack(squares).mean(0).sqrt().mean()), rel=1e-5)
+    if name == "in turn":
+        own = sptrace.compile(network, images(1), softening=Softening(scale="sample"))
+        faint = torch.cat([images(1), 0.2 * images(1, seed=3)])
+        both, alone = (
+            own.module(given, torch.tensor([0, 1])[-len(given) :])[0] for given in (faint, faint[1:])
+        )
+        assert torch.allclose(both[1:], alone, rtol=0, atol=1e-6 * float(alone.abs().max()))
+    else:
+        with pytest.raises(sptrace.SptraceError, match=r"relu has no pullback here: .*which picture"):
+            sptrace.compile(network, images(1), softening=Softening(scale="sample"))

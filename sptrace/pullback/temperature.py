@@ -8,7 +8,7 @@ from torch import fx
 
 from sptrace.errors import UnsupportedError
 from sptrace.graph import is_batch, shape, value
-from sptrace.pullback.table import Pull
+from sptrace.pullback.table import Pull, aten
 from sptrace.pullback.term import Term
 from sptrace.sizes import BATCH, BatchSize
 from sptrace.softening import Relative, Temperature
@@ -46,12 +46,38 @@ def _squared_scale(pull: Pull, z: fx.Node, unit: str) -> Term:
     if is_batch(z, 0):
         return _mean_square(Term(pull, z), list(range(1, len(sizes))), unit)
     # Several rows a picture: windows of it, one after the other.
-    if not isinstance(sizes[0], BatchSize):
-        raise UnsupportedError("a relative temperature needs to know which numbers belong to which picture")
+    if not isinstance(sizes[0], BatchSize) or _joins_versions(z):
+        raise UnsupportedError(
+            "a relative temperature of each picture's own needs to know which numbers belong to which picture (scale "
+            "'calibration' need not)"
+        )
     rows = sizes[0].each
     square = _mean_square(Term(pull, pull.reshape(z, [BATCH, rows * value(z)[0].numel()])), [1], unit)
     repeated = pull.expand(square.node, [BATCH, rows])
     return Term(pull, pull.reshape(repeated, [sizes[0]] + [1] * (len(sizes) - 1)))
+
+
+def _joins_versions(z: fx.Node) -> bool:
+    """Do all pictures lie there once, and then once more, as in cat([x, flip(x)])? See `canonicalize_batches`."""
+    waiting, seen = [z], {z}
+    while waiting:
+        node = waiting.pop()
+        new = [each for each in node.all_input_nodes if each not in seen]
+        if node.target is aten.reshape.default and _begins_with_versions(
+            node.all_input_nodes[0], shape(node)[0]
+        ):
+            return True
+        seen.update(new)
+        waiting.extend(new)
+    return False
+
+
+def _begins_with_versions(x: fx.Node, rows: int | BatchSize) -> bool:
+    """Is x [versions, pictures, ...], and `rows` the number of both together?"""
+    match shape(x)[:2]:
+        case [int(versions), BatchSize(each)]:
+            return versions > 1 and rows == BatchSize(versions * each)
+    return False
 
 
 def _mean_square(x: Term, dims: list[int], unit: str) -> Term:

@@ -120,12 +120,17 @@ def _cotangents(rule: Rule, pull: Pull, v: fx.Node | dict[int, fx.Node], node: f
         inspect.signature(rule).bind(pull, v, node, *node.args, **node.kwargs)
     except TypeError as error:
         raise UnsupportedError(
-            _complaint(node, f"the pullback rule for {node.target} does not cover its arguments: {error}")
+            _complaint(node, f"the pullback rule for {_name(node)} does not cover its arguments: {error}")
         ) from None
     try:
         yield from rule(pull, v, node, *node.args, **node.kwargs)
     except UnsupportedError as error:
-        raise UnsupportedError(_complaint(node, f"{node.target} has no pullback here: {error}")) from None
+        raise UnsupportedError(_complaint(node, f"{_name(node)} has no pullback here: {error}")) from None
+
+
+def _name(node: fx.Node) -> str:
+    """Of an op, or of a gate, which is a function."""
+    return str(getattr(node.target, "__name__", "")) if inspect.isfunction(node.target) else str(node.target)
 
 
 def _complaint(node: fx.Node, what: str) -> str:

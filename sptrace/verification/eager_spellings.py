@@ -240,7 +240,9 @@ def made_by(name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 
 
 def note(result: Tensor, made: Made) -> None:
-    """Write down on a tensor how it was made."""
+    """Write down on a tensor how it was made; a call that gives back what it was given makes nothing."""
+    if Token(result, result._version) in made.tokens:
+        return
     made.kinked = made.kinked and not made.gate
     notes = getattr(result, "_made", None)
     if notes is None:
