@@ -23,6 +23,7 @@ from sptrace.passes.canonicalize_einsum import canonicalize_einsum
 from sptrace.passes.canonicalize_extrema import canonicalize_extrema
 from sptrace.passes.canonicalize_functions import canonicalize_functions
 from sptrace.passes.canonicalize_indexing import canonicalize_indexing
+from sptrace.passes.canonicalize_kernels import canonicalize_kernels
 from sptrace.passes.canonicalize_norms import canonicalize_norms
 from sptrace.passes.canonicalize_padding import canonicalize_padding
 from sptrace.passes.canonicalize_pool_ranks import canonicalize_pool_ranks
@@ -79,6 +80,7 @@ PREPARE: tuple[Pass, ...] = (
     canonicalize_norms,
     canonicalize_pool_ranks,
     canonicalize_compositions,
+    canonicalize_kernels,
     canonicalize_copies,
     canonicalize_einsum,
     canonicalize_sampling,
@@ -140,6 +142,7 @@ __all__ = [
     "canonicalize_extrema",
     "canonicalize_functions",
     "canonicalize_indexing",
+    "canonicalize_kernels",
     "canonicalize_norms",
     "canonicalize_padding",
     "canonicalize_pool_ranks",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,15 +23,14 @@ def canonicalize_pool_ranks(module: fx.GraphModule) -> int:
 
     1. max_pool1d, avg_pool1d, adaptive_avg_pool1d      ->  the same of pictures with a height of 1
     2. avg_pool3d, adaptive_avg_pool3d                  ->  over height and width, then over the depth
-    3. adaptive_max_pool1d, adaptive_max_pool2d         ->  max_pool2d, if all windows are of one size
+    3. adaptive_max_pool1d, adaptive_max_pool2d         ->  max_pool2d where all windows are of one size,
+                                                            else max_of_windows
     4. max_pool2d_with_indices                          ->  max_pool2d, and where the first largest of each window is
        max_unpool2d(x, i)                               ->  scatter of x into zeros
-    5. max_pool3d, adaptive_max_pool3d                  ->  max_pool2d of a picture whose rows are those of the blocks
+    5. max_pool3d, adaptive_max_pool3d                  ->  max_pool2d of a picture whose rows are those of the
+                                                            blocks, where these lie side by side, else max_of_windows
     6. pow(sign(o) relu(abs(o)) k, 1 / p), the end of   ->  root(o k, p)
        lp_pool2d, o the mean of x^p
-
-    Adaptive maxima over windows of several sizes are refused, and maxima over blocks that overlap: laid side by side
-    their numbers would be others than the volume's, to a temperature that is relative to them.
     """
     return rewrite_by(REWRITES, module)
 
@@ -117,9 +116,10 @@ def _adaptive_maximum(
     sizes = static_shape(picture, [-2, -1])
     outputs = [1, *size] if row else list(node.meta["values"][0][0].shape[-2:])
     if any(length % out for length, out in zip(sizes, outputs, strict=True)):
-        raise UnsupportedError(_several_sizes(node, sizes, outputs))
-    window = [length // out for length, out in zip(sizes, outputs, strict=True)]
-    largest = builder.call(aten.max_pool2d.default, picture, window, window)
+        largest = _of_windows(builder, picture, map(_adaptive_windows, sizes, outputs))
+    else:
+        window = [length // out for length, out in zip(sizes, outputs, strict=True)]
+        largest = builder.call(aten.max_pool2d.default, picture, window, window)
     result = builder.reshape(largest, [*shape(x)[: -len(size)], *outputs[-len(size) :]])
     return values_replaced(builder, node, lambda: result)
 
@@ -134,15 +134,15 @@ def _maximum_3d(
     dilation: Sequence[int] = (1,),
     ceil_mode: bool = False,
 ) -> fx.Node | None:
-    window, steps = _triple(kernel), _triple(stride or kernel)
+    window, steps, pads, spread = map(_triple, (kernel, stride or kernel, padding, dilation))
     sizes = static_shape(x, [-3, -2, -1])
-    alone = _triple(padding) == [0] * 3 and (_triple(dilation) == [1] * 3 or window == [1] * 3)
-    if window != steps or not alone or any(size % length for size, length in zip(sizes, window, strict=True)):
-        raise UnsupportedError(
-            f"{node.target} has windows that overlap or reach beyond the volume "
-            f"({node.meta.get('source', 'source unknown')}): let them lie side by side"
-        )
-    result = _maxima_of_blocks(builder, x, window)
+    first = node.meta["values"][0]
+    outputs = (first if isinstance(first, torch.Tensor) else first[0]).shape[-3:]
+    alone = window == steps and pads == [0] * 3 and (spread == [1] * 3 or window == [1] * 3)
+    if alone and all(size % length == 0 for size, length in zip(sizes, window, strict=True)):
+        result = _maxima_of_blocks(builder, x, window)
+    else:
+        result = _of_windows(builder, x, map(_windows, sizes, outputs, window, steps, pads, spread))
     if isinstance(node.meta["values"][0], torch.Tensor):
         return result
     return values_replaced(builder, node, lambda: result)
@@ -154,8 +154,9 @@ def _adaptive_maximum_3d(
     sizes, outputs = static_shape(x, [-3, -2, -1]), node.meta["values"][0][0].shape[-3:]
     window = [length // out for length, out in zip(sizes, outputs, strict=True)]
     if any(length % out for length, out in zip(sizes, outputs, strict=True)):
-        raise UnsupportedError(_several_sizes(node, sizes, list(outputs)))
-    result = _maxima_of_blocks(builder, x, window)
+        result = _of_windows(builder, x, map(_adaptive_windows, sizes, outputs))
+    else:
+        result = _maxima_of_blocks(builder, x, window)
     return values_replaced(builder, node, lambda: result)
 
 
@@ -172,11 +173,24 @@ def _maxima_of_blocks(builder: GraphBuilder, x: fx.Node, window: Sequence[int]) 
     return builder.reshape(largest, [batch, channels, depths, rows, columns])
 
 
-def _several_sizes(node: fx.Node, sizes: list[int], outputs: list[int]) -> str:
-    return (
-        f"{node.target} of {sizes} to {outputs} has windows of several sizes "
-        f"({node.meta.get('source', 'source unknown')}): choose an output size that divides the input's"
-    )
+def _of_windows(builder: GraphBuilder, x: fx.Node, places: Iterable[list[list[int]]]) -> fx.Node:
+    return builder.call(gates.max_of_windows, x, list(places), rule="hard", tau=None)
+
+
+def _windows(
+    size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int
+) -> list[list[int]]:
+    """The cells of each window along a dimension; -1 beyond the volume."""
+    starts = (stride * index - padding for index in range(outputs))
+    rows = ([start + dilation * cell for cell in range(kernel)] for start in starts)
+    return [[cell if 0 <= cell < size else -1 for cell in row] for row in rows]
+
+
+def _adaptive_windows(size: int, outputs: int) -> list[list[int]]:
+    """From floor(i size / outputs) to ceil((i + 1) size / outputs); -2 where a window is shorter than the longest."""
+    ends = [(index * size // outputs, -(-(index + 1) * size // outputs)) for index in range(outputs)]
+    longest = max(end - start for start, end in ends)
+    return [[*range(start, end), *[-2] * (longest - end + start)] for start, end in ends]
 
 
 def _maximum_and_index(

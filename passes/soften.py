@@ -270,6 +270,10 @@ def _max_pool2d(z: fx.Node, *options: Any) -> Gate:
     return Gate("max_pool", gates.max_pool2d, (z, *options))
 
 
+def _max_of_windows(z: fx.Node, places: Any, **hard: object) -> Gate:
+    return Gate("max_pool", gates.max_of_windows, (z, places))
+
+
 RECOGNISERS: dict[Target, Recogniser] = {
     aten.relu.default: _relu,
     aten.relu6.default: _relu6,
@@ -290,4 +294,5 @@ RECOGNISERS: dict[Target, Recogniser] = {
     aten.group_norm.default: _group_norm,
     aten.rms_norm.default: _rms_norm,
     aten.max_pool2d.default: _max_pool2d,
+    gates.max_of_windows: _max_of_windows,
 }

@@ -43,6 +43,25 @@ def max_pool2d(
     return torch.nn.functional.max_pool2d(z, kernel, stride, padding, dilation, ceil_mode)
 
 
+def max_of_windows(z: Tensor, places: list[list[list[int]]], *, rule: str, tau: Temperature) -> Tensor:
+    """The largest value of each window, of whatever size: for each of the last dimensions `places` lists their cells.
+
+    A cell of -1 is padding, which the softmax counts as 0; -2 is none, where a window is smaller than others.
+    """
+    for dim, windows in zip(range(-len(places), 0), places, strict=True):
+        index = torch.tensor(filled(windows))
+        z = z.index_select(dim, index.flatten()).unflatten(dim, index.shape).amax(dim)
+    return z
+
+
+def filled(windows: list[list[int]]) -> list[list[int]]:
+    """The windows with a cell of their own in place of those that are none: it changes no maximum."""
+    return [
+        [cell if cell >= 0 else next(each for each in window if each >= 0) for cell in window]
+        for window in windows
+    ]
+
+
 def amax(z: Tensor, dims: list[int], keepdim: bool, *, rule: str, tau: Temperature) -> Tensor:
     """The largest number over `dims`: a max pool whose windows are rows, channels, or the maps of a stack."""
     return torch.amax(z, dims, keepdim)

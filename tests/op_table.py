@@ -298,6 +298,17 @@ NORMS: Ops = {
     "weight_norm": nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 3, 3)),
     "GRN": lambda x: x * (g := x.norm(dim=(2, 3), keepdim=True)) / (g.mean(1, keepdim=True) + 1e-6) + x,
 }
+WINDOWS: Ops = {
+    "adaptive_max_pool1d, several sizes": lambda x: F.adaptive_max_pool1d(row(x), 7),
+    "adaptive_max_pool2d, several sizes": lambda x: F.adaptive_max_pool2d(x, (5, 3), return_indices=True)[0],
+    "adaptive_max_pool2d, to more": lambda x: F.adaptive_max_pool2d(x[..., :3, :], (7, None)),
+    "adaptive_max_pool3d, several sizes": lambda x: F.adaptive_max_pool3d(volume(x), (3, 2, 3)),
+    "max_pool3d, overlapping": lambda x: F.max_pool3d(volume(x), 3, 2, 1),
+    "max_pool3d, ceil": lambda x: F.max_pool3d(volume(x), (3, 2, 2), (2, 1, 3), ceil_mode=True),
+    "max_pool3d, dilated": lambda x: F.max_pool3d(
+        volume(x), 2, 1, (1, 0, 1), dilation=2, return_indices=True
+    )[0],
+}
 POOLS: Ops = {
     "adaptive_max_pool1d": lambda x: F.adaptive_max_pool1d(row(x), 16),
     "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, (4, 2)),
@@ -525,6 +536,55 @@ SAMPLING: Ops = {
     "ReflectionPad2d": nn.ReflectionPad2d(2),
     "ZeroPad2d": nn.ZeroPad2d((1, 0, 2, 1)),
 }
+
+
+def per_picture(x: Tensor, *sizes: int) -> Tensor:
+    """A kernel for each picture, made of its numbers, [N * the first size, ...]."""
+    numbers = x.flatten(1).sin()
+    return numbers[:, : math.prod(sizes)].reshape(-1, *sizes[1:])
+
+
+def joined(x: Tensor) -> Tensor:
+    """[1, 4 N, 8, 8]."""
+    return x.reshape(1, -1, *x.shape[2:])
+
+
+def apart(y: Tensor, x: Tensor) -> Tensor:
+    """What `joined` has joined."""
+    return y.reshape(x.shape[0], -1, *y.shape[2:])
+
+
+KERNELS: Ops = {
+    "CondConv": lambda x: apart(
+        F.conv2d(joined(x), per_picture(x, 3, 4, 3, 3), per_picture(x, 3), 2, 1, groups=x.shape[0]),
+        x,
+    ),
+    "CondConv, grouped": lambda x: apart(
+        F.conv2d(
+            joined(x), per_picture(x, 6, 2, 3, 2), padding=(1, 0), dilation=(1, 2), groups=2 * x.shape[0]
+        ),
+        x,
+    ),
+    "cross-correlation": lambda x: apart(
+        F.conv2d(joined(x), x[:, :, 2:5, 3:6].reshape(-1, 1, 3, 3), groups=4 * x.shape[0]), x
+    ),
+    "filters of a sequence": lambda x: apart(
+        F.conv1d(row(x).reshape(1, -1, 64), per_picture(x, 4, 1, 5), padding=2, groups=4 * x.shape[0]), x
+    ),
+    "kernels of a generator": lambda x: apart(
+        F.conv_transpose2d(
+            joined(x), per_picture(x, 4, 3, 3, 2), per_picture(x, 6), 2, 1, 1, groups=2 * x.shape[0]
+        ),
+        x,
+    ),
+    "the same kernel for all": Constant(
+        lambda x, c: apart(F.conv2d(joined(x), c.repeat(x.shape[0], 1, 1, 1), groups=x.shape[0]), x),
+        3,
+        4,
+        3,
+        3,
+    ),
+}
 CONVOLUTIONS: Ops = {
     "conv1d": nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 3, 5, 2, 1, 2)),
     "conv2d": nn.Conv2d(4, 6, 3, 2, 1, groups=2),
@@ -619,12 +679,14 @@ SERVED: dict[str, Ops] = {
     "products": PRODUCTS,
     "accumulations": ACCUMULATIONS,
     "norms": NORMS,
+    "windows": WINDOWS,
     "pools": POOLS,
     "gates": GATES,
     "functions": FUNCTIONS,
     "selecting": SELECTING,
     "sampling": SAMPLING,
     "convolutions": CONVOLUTIONS,
+    "kernels": KERNELS,
     "recurrent": RECURRENT,
     "attention": ATTENTION,
     "spectra": SPECTRA,
@@ -638,8 +700,6 @@ REFUSED: dict[str, tuple[Op, str]] = {
         lambda x: F.max_unpool2d(*F.max_pool2d(x, 3, 2, 1, return_indices=True), 3, 2, 1, output_size=(8, 8)),
         "let them lie side by side",
     ),
-    "overlapping max_pool3d": (lambda x: F.max_pool3d(volume(x), 3, 2, 1), "let them lie side by side"),
-    "adaptive maxima of several sizes": (lambda x: F.adaptive_max_pool2d(x, 3), "windows of several sizes"),
     "det": (torch.linalg.det, _FACTORS),
     "inv": (lambda x: torch.linalg.inv(x + 3 * torch.eye(8)), _FACTORS),
     "solve": (lambda x: torch.linalg.solve(x + 3 * torch.eye(8), x), _FACTORS),

@@ -75,7 +75,7 @@ def test_as_autograd_of_the_original(ops: dict[str, Op]) -> None:
     "op",
     [
         pytest.param(op, id=f"{kind}: {name}")
-        for kind in ("accumulations", "gates")
+        for kind in ("accumulations", "windows", "gates")
         for name, op in op_table.SERVED[kind].items()
     ],
 )

@@ -159,3 +159,20 @@ def max_pool2d(
         pads=pads,
         dilations=list(dilation),
     )
+
+
+@emits(gates.max_of_windows)
+def max_of_windows(
+    onnx: OnnxBuilder, node: fx.Node, z: fx.Node, places: Sequence[list[list[int]]], **gate: object
+) -> ir.Value:
+    """Gather of the windows along one dimension after the other, and ReduceMax of each."""
+    rank = value(z).ndim
+    sizes = static_shape(z, range(rank - len(places), rank))
+    largest: fx.Node | ir.Value = z
+    for number, windows in enumerate(places):
+        axis, index = rank - len(places) + number, np.array(gates.filled(windows))
+        cells = onnx.op("Gather", largest, index.flatten(), axis=axis)
+        apart = onnx.op("Reshape", cells, onnx.integers([*[0] * axis, *index.shape, *sizes[number + 1 :]]))
+        largest = onnx.op("ReduceMax", apart, onnx.integers([axis + 1]), keepdims=0)
+    assert isinstance(largest, ir.Value)
+    return largest

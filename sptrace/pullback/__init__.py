@@ -16,6 +16,7 @@ from sptrace.pullback import (
     shape,
     smooth_gates,
     trigonometry,
+    windows,
 )
 from sptrace.pullback.table import TABLE
 from sptrace.pullback.walk import pull_back
@@ -38,4 +39,5 @@ __all__ = [
     "shape",
     "smooth_gates",
     "trigonometry",
+    "windows",
 ]

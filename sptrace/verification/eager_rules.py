@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sptrace.errors import UnsupportedError
 from sptrace.verification import eager_gates
 
 Rule = tuple[str, float | tuple[float, str] | None]
@@ -109,46 +108,72 @@ def _softmax_pool(
     return pullback
 
 
-def _softmax_blocks(
-    z: Tensor, tau: float | Tensor, kernel_size: Any = None, output_size: Any = None, **_: Any
-) -> Pullback:
-    """Spread over the blocks of a volume that lie side by side."""
-    sizes, given = list(z.shape[-3:]), kernel_size if output_size is None else output_size
-    numbers = [given] * 3 if isinstance(given, int) else list(given)
-    if output_size is not None:
-        numbers = [size // (number or size) for size, number in zip(sizes, numbers, strict=True)]
-    apart = [part for size, length in zip(sizes, numbers, strict=True) for part in (size // length, length)]
-    powers = (z / tau).reshape(*z.shape[:2], *apart)
-    powers = torch.exp(powers - powers.amax((3, 5, 7), keepdim=True))
-    weights = powers / powers.sum((3, 5, 7), keepdim=True)
-    block = [1 if index % 2 else length for index, length in enumerate(apart)]
-    return lambda cotangent: (weights * cotangent.reshape(*z.shape[:2], *block)).reshape(z.shape)
+def _padded_windows(
+    size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
+) -> Tensor:
+    """The cells of each window along a dimension, [windows, kernel]; beyond it -1. PyTorch says how many there are."""
+    count = F.max_pool1d(torch.zeros(1, 1, size), kernel, stride, padding, dilation, ceil_mode).shape[2]
+    cells = stride * torch.arange(count)[:, None] + dilation * torch.arange(kernel) - padding
+    return torch.where((cells >= 0) & (cells < size), cells, -1)
+
+
+def _adaptive_windows(size: int, count: int) -> Tensor:
+    """The cells of as many windows as are asked for; -2 behind the last of a shorter one."""
+    first = torch.arange(count) * size // count
+    last = ((torch.arange(count) + 1) * size + count - 1) // count - 1
+    cells = first[:, None] + torch.arange(int((last - first).max()) + 1)
+    return torch.where(cells <= last[:, None], cells, -2)
+
+
+def _softmax_cells(z: Tensor, tau: float | Tensor, windows: Sequence[Tensor]) -> Pullback:
+    """Spread over windows of any kind along the last dimensions; a cell of -1 counts as 0, one of -2 does not."""
+    rank = len(windows)
+    shapes = [
+        [1] * (2 * number) + list(one.shape) + [1] * (2 * (rank - number - 1))
+        for number, one in enumerate(windows)
+    ]
+    places = torch.broadcast_tensors(
+        *(one.reshape(sizes) for one, sizes in zip(windows, shapes, strict=True))
+    )
+    inside, counts = (torch.stack([place > least for place in places]).all(0) for least in (-1, -2))
+    index = (slice(None), *(place.clamp(min=0) for place in places))
+    maps = z.reshape(-1, *z.shape[-rank:])
+    cells = torch.where(inside, (z / tau).reshape(maps.shape)[index], 0.0).masked_fill(~counts, -math.inf)
+    within = list(range(2, 2 * rank + 1, 2))
+    powers = torch.exp(cells - cells.amax(within, keepdim=True))
+    weights = powers / powers.sum(within, keepdim=True) * inside
+
+    def pullback(cotangent: Tensor) -> Tensor:
+        apart = cotangent.reshape(-1, *(size for one in windows for size in (len(one), 1)))
+        rows = torch.arange(len(maps)).reshape(-1, *[1] * (2 * rank))
+        spread = torch.zeros_like(maps).index_put((rows, *index[1:]), weights * apart, accumulate=True)
+        return spread.reshape(z.shape)
+
+    return pullback
+
+
+def _per_dimension(option: Any, rank: int) -> list[Any]:
+    numbers = list(option) if isinstance(option, tuple | list) else [option]
+    return numbers * rank if len(numbers) == 1 else numbers
 
 
 def _softmax_windows(z: Tensor, tau: float | Tensor, form: str, **arguments: Any) -> Pullback:
     """Spread over the windows of a pool by its name: of pictures, of rows, or as many windows as are asked for."""
-    if "pool3d" in form:
-        return _softmax_blocks(z, tau, **arguments)
-    row = "pool1d" in form
-    picture = z.unsqueeze(-2) if row else z
+    rank = int(form[form.index("pool") + 4])
+    if rank == 2 and "output_size" not in arguments:
+        return _softmax_pool(z, tau, **arguments)
+    sizes = list(z.shape[-rank:])
     if "output_size" in arguments:
-        sizes = list(picture.shape[-2:])
-        asked = arguments.pop("output_size")
-        asked = [asked] * 2 if isinstance(asked, int) else list(asked)
-        outputs = [1, asked[-1]] if row else [out or size for out, size in zip(asked, sizes, strict=True)]
-        if any(size % out for size, out in zip(sizes, outputs, strict=True)):
-            raise UnsupportedError("the reference cannot soften windows of several sizes")
-        window = tuple(size // out for size, out in zip(sizes, outputs, strict=True))
-        arguments = {"kernel_size": window}
-    elif row:
-        for name, alone in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
-            if arguments.get(name):
-                number = arguments[name]
-                arguments[name] = (alone, number if isinstance(number, int) else number[0])
-    pullback = _softmax_pool(
-        picture, tau.unsqueeze(-1) if row and isinstance(tau, Tensor) else tau, **arguments
-    )
-    return lambda cotangent: pullback(cotangent.unsqueeze(-2)).squeeze(-2) if row else pullback(cotangent)
+        asked = _per_dimension(arguments["output_size"], rank)
+        counts = (count or size for count, size in zip(asked, sizes, strict=True))
+        return _softmax_cells(z, tau, list(map(_adaptive_windows, sizes, counts)))
+    named = {"stride": arguments["kernel_size"], "padding": 0, "dilation": 1, "ceil_mode": False}
+    named |= {name: option for name, option in arguments.items() if option not in (None, [], ())}
+    options = [
+        _per_dimension(named[name], rank)
+        for name in ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    ]
+    return _softmax_cells(z, tau, list(map(_padded_windows, sizes, *options)))
 
 
 def softmax_over(z: Tensor, tau: float | Tensor, dims: list[int]) -> Pullback:
@@ -186,10 +211,8 @@ def _frozen_attention(
     **_: Any,
 ) -> Pullback:
     """Freeze the attention matrix, softened: only the value carries the cotangent."""
-    if enable_gqa:
-        raise UnsupportedError(
-            "the reference cannot soften enable_gqa attention: repeat key and value instead"
-        )
+    if enable_gqa:  # several heads of queries have one of keys and values
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     logits = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones_like(logits, dtype=torch.bool).tril()
@@ -197,7 +220,14 @@ def _frozen_attention(
         is_bool = attn_mask.dtype == torch.bool
         logits = logits.masked_fill(~attn_mask, -math.inf) if is_bool else logits + attn_mask
     weights = torch.softmax(logits / tau, dim=-1)
-    return lambda cotangent: (weights.transpose(-2, -1) @ cotangent).sum_to_size(value.shape)
+
+    def pullback(cotangent: Tensor) -> Tensor:
+        each = weights.transpose(-2, -1) @ cotangent
+        if enable_gqa:
+            each = each.unflatten(-3, (value.shape[-3], -1)).sum(-3)
+        return each.sum_to_size(value.shape)
+
+    return pullback
 
 
 # METHOD names relu, max_pool, silu, gelu, layer_norm, attention; of all others it says: write the activation

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from sptrace.errors import UnsupportedError
 from sptrace.verification.eager import Rule, reference
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -728,15 +727,19 @@ def test_rules_are_checked(kind: str, rule: Rule, message: str) -> None:
         reference(small(), picture(1, 3, 8, 8), torch.tensor([0]), rules={kind: rule})
 
 
-def test_grouped_query_attention_is_refused_when_softened() -> None:
+def test_grouped_query_attention_is_that_of_repeated_keys_and_values() -> None:
     image = picture(1, 4, 3, 5)
-
-    def form(x: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(x, x[:, :2], x[:, :2], enable_gqa=True)
-
-    with pytest.raises(UnsupportedError, match="enable_gqa"):
-        pull(form, image, {"attention": ("value", 1.0)})
-    pull(form, image, {"attention": ("full", None)})
+    for rules in ({"attention": ("value", 0.7)}, {"attention": ("full", None)}):
+        given, wanted = (
+            pull(lambda x, form=form: form(x, x[:, :2].sin(), x[:, 2:]), image, rules)
+            for form in (
+                lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
+                lambda q, k, v: F.scaled_dot_product_attention(
+                    q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+                ),
+            )
+        )
+        np.testing.assert_allclose(given[0], wanted[0], rtol=0, atol=1e-6 * abs(wanted[0]).max())
 
 
 def test_batch_norm_of_one_picture_whose_cotangent_is_transposed() -> None:
