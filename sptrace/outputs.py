@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
 
 from sptrace.artifact import Preprocessing
-from sptrace.errors import SptraceError
+from sptrace.errors import SptraceError, SptraceWarning
 from sptrace.graph import static_shape
 from sptrace.links import Outputs, check_link, is_pair
 from sptrace.passes.take_off_link import (
     answer,
     find_link,
-    is_made_of_probabilities,
     is_squeezed,
+    made_of,
     take_off_link,
 )
 
@@ -53,6 +54,9 @@ def read_outputs(
         keep_link: keep what the network ends in.
         labels: class names; two for one output make that a pair.
 
+    Warns:
+        SptraceWarning: nobody says the link, and the outputs are computed of probabilities in a way that stays.
+
     Raises:
         SptraceError: what is asked cannot be, or labels do not fit.
         UnsupportedError: the network ends in a softmax over one class.
@@ -77,6 +81,11 @@ def read_outputs(
             "the network's outputs are no probabilities, some are below 0 or above 1: use another link"
         )
     pair = is_pair(count, labels)
+    if pair and keeps and tail is not None and tail.name == "logsigmoid" and asked != "none":
+        raise SptraceError(
+            "two labels for the logarithm of one probability, which is kept: leave keep_link (--keep-link) out, and "
+            "the logit stands for both"
+        )
     _check_labels(labels, count, pair, link)
     return Outputs(link, None if tail is None or keeps else tail.name, pair)
 
@@ -86,13 +95,23 @@ KEPT = {"softmax": "identity", "sigmoid": "identity", "log_softmax": "softmax", 
 
 
 def _guessed(captured: fx.GraphModule, count: int, pictures: Tensor) -> str:
+    made = made_of(captured)
+    if made:
+        where = made[-1].meta.get("source", "source unknown")
+        warnings.warn(
+            f"the outputs are computed of probabilities ({where}), and explained as they are: where the network is "
+            "sure these hardly change, and float32 keeps few digits of how; let it return its logits, or end in the "
+            "softmax or sigmoid",
+            SptraceWarning,
+            stacklevel=7,
+        )
     if count == 1:
         return "none"
     given = _given(captured, pictures)
     sums = given.sum(1)
     if _within_unit(given) and bool(((sums - 1).abs() <= SUMS_TO_ONE).all()):
         return "identity"
-    if is_made_of_probabilities(captured) or (_within_unit(given) and is_squeezed(captured)):
+    if made or (_within_unit(given) and is_squeezed(captured)):
         return "none"
     return "softmax"
 

@@ -98,6 +98,65 @@ def test_a_sigmoid_at_the_end_is_taken_off(
     assert np.abs(given.probabilities - logits.sigmoid().numpy()).max() < 1e-6
 
 
+def both(p: Tensor) -> Tensor:
+    return torch.cat([1 - p, p], 1)
+
+
+WRITTEN_OUT: dict[str, tuple[End, int, str, End]] = {
+    "exponentials": (lambda z: z.exp() / z.exp().sum(1, keepdim=True), 4, "softmax", lambda z: z),
+    "less the largest": (
+        lambda z: (lambda e: e / e.sum(1, keepdim=True))((z - z.amax(1, keepdim=True)).exp()),
+        4,
+        "softmax",
+        lambda z: z,
+    ),
+    "shifted": (lambda z: (z - z.amax(1, keepdim=True)).softmax(1), 4, "softmax", lambda z: z),
+    "logsumexp": (lambda z: z - z.logsumexp(1, keepdim=True), 4, "softmax", lambda z: z),
+    "log_softmax twice": (lambda z: z.log_softmax(1).softmax(1), 4, "softmax", lambda z: z),
+    "flipped": (lambda z: z.softmax(1).flip(1), 4, "softmax", lambda z: z.flip(1)),
+    "in another order": (
+        lambda z: z.softmax(1)[:, [2, 0, 1, 3]],
+        4,
+        "softmax",
+        lambda z: z[:, [2, 0, 1, 3]],
+    ),
+    "percent": (lambda z: 100 * z.softmax(1), 4, "softmax", lambda z: z),
+    "log of a bit more": (lambda z: (z.softmax(1) + 1e-8).log(), 4, "softmax", lambda z: z),
+    "sigmoid": (lambda z: 1 / (1 + torch.exp(-z)), 3, "sigmoid", lambda z: z),
+    "other way round": (lambda z: 1 - z.sigmoid(), 3, "sigmoid", lambda z: -z),
+    "by tanh": (lambda z: (torch.tanh(z / 2) + 1) / 2, 3, "sigmoid", lambda z: z),
+    "by tanh of all": (lambda z: (torch.tanh(z) + 1) / 2, 3, "sigmoid", lambda z: 2 * z),
+    "by softplus": (lambda z: -F.softplus(-z), 3, "sigmoid", lambda z: z),
+    "both of one": (lambda z: both(z.sigmoid()), 1, "sigmoid", lambda z: torch.cat([-z, z], 1)),
+    "heads": (
+        lambda z: torch.cat([z[:, :1].sigmoid(), z[:, 1:].sigmoid()], 1),
+        3,
+        "sigmoid",
+        lambda z: z,
+    ),
+    "one of two": (
+        lambda z: (z.exp() / z.exp().sum(1)[:, None])[:, 1],
+        2,
+        "sigmoid",
+        lambda z: z[:, 1:] - z[:, :1],
+    ),
+}
+"""The end, outputs, what it is, and the logits."""
+
+
+@pytest.mark.parametrize("margin", [3.0, 40.0])
+@pytest.mark.parametrize("case", WRITTEN_OUT)
+def test_it_is_taken_off_however_it_is_written(case: str, margin: float, tmp_path: Path) -> None:
+    end, outputs, link, logits = WRITTEN_OUT[case]
+    image = images(2, seed=5)
+    given, description = explained(Ending(end, outputs, margin), tmp_path, image)
+    assert description.link == link
+    assert description.taken_off is not None
+    wanted, values = gradient(Ending(logits, outputs, margin), image, lambda z: z.amax(1).sum())
+    assert close(given.attribution, wanted)
+    assert close(given.logits, values)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -144,14 +203,12 @@ def test_kept_it_is_explained_as_it_is(tmp_path: Path) -> None:
         pytest.param(
             lambda z: torch.stack([z.softmax(1), (z / 2).softmax(1)]).mean(0), 4, "identity", id="mean"
         ),
-        pytest.param(lambda z: z.exp() / z.exp().sum(1, keepdim=True), 4, "identity", id="written out"),
         pytest.param(
             lambda z: z.softmax(1) * z.new_tensor([1.0, 0.0, 1.0, 1.0]), 4, "none", id="masked softmax"
         ),
         pytest.param(lambda z: torch.nan_to_num(z.sigmoid()), 4, "none", id="nan_to_num"),
         pytest.param(F.hardsigmoid, 4, "none", id="hardsigmoid"),
-        pytest.param(lambda z: (torch.tanh(z) + 1) / 2, 4, "none", id="tanh"),
-        pytest.param(lambda z: 1 / (1 + torch.exp(-z)), 4, "none", id="sigmoid written out"),
+        pytest.param(lambda z: (torch.tanh(z) + 1.01) / 2.02, 4, "none", id="tanh"),
         pytest.param(lambda z: 30 * torch.tanh(z / 30), 4, "softmax", id="capped logits"),
     ],
 )
@@ -233,7 +290,9 @@ def test_what_float32_rounds_is_no_error_of_ours(end: End, scale: float, tmp_pat
     """On one of the pictures that the program is verified with the network is sure, and its slope has few digits."""
     network = Ending(end)
     network.scale = scale
-    sptrace.compile(network.eval(), images(2), program="gradient").save(tmp_path / "explainer.onnx")
+    sptrace.compile(network.eval(), images(2), program="gradient", keep_link=True).save(
+        tmp_path / "explainer.onnx"
+    )
     image = images(1, seed=5)
     given = sptrace.load(tmp_path / "explainer.onnx").explain(image.numpy(), 2)
     assert close(given.attribution, gradient(network, image, lambda y: y[0, 2])[0])
@@ -354,6 +413,37 @@ def test_the_user_says_the_link(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(end: End, outputs: int, arguments: Any, message: str) -> None:
     with pytest.raises(SptraceError, match=message):
         sptrace.compile(Ending(end, outputs).eval(), images(1), **arguments)
+
+
+def test_two_names_for_a_kept_logarithm() -> None:
+    with pytest.raises(
+        SptraceError, match=r"two labels for the logarithm of one probability.*leave keep_link"
+    ):
+        sptrace.compile(
+            Ending(nn.LogSigmoid(), 1).eval(), images(1), keep_link=True, labels=["healthy", "sick"]
+        )
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda z: torch.stack([z.softmax(1), (z / 2).softmax(1)]).mean(0),
+        lambda z: z.softmax(1) * z.new_tensor([1.0, 0.0, 1.0, 1.0]),
+        lambda z: torch.cat([z[:, :2].softmax(1), z[:, 2:].softmax(1)], 1),
+        lambda z: z.softmax(1)[:, :3],
+    ],
+    ids=["mean", "masked", "two softmaxes", "some of them"],
+)
+def test_probabilities_that_stay_are_said(end: End) -> None:
+    with pytest.warns(
+        SptraceWarning, match=r"^the outputs are computed of probabilities \(.*test_outputs.py:\d+"
+    ) as said:
+        sptrace.compile(Ending(end).eval(), images(1), program="gradient")
+    assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sptrace.compile(Ending(nn.Identity()).eval(), images(1), program="gradient")
+        sptrace.compile(Ending(end).eval(), images(1), program="gradient", link="none")
 
 
 def test_a_softmax_over_one_class_is_refused() -> None:
