@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import warnings
@@ -55,8 +56,8 @@ def capture(module: nn.Module, example: Tensor, layer: str | None = None) -> fx.
 
     Returns:
         A graph module with the input "image" and one output, the logits, or with a layer the pair (logits, the
-        layer's output). Parameters are constants under their own
-        names. Nodes carry the metadata that `sptrace.graph` describes.
+        layer's output). Parameters are constants under their own names, copies of the network's. Nodes carry the
+        metadata that `sptrace.graph` describes.
 
     Raises:
         SptraceError: the network is in train mode, the example is no batch of images, or there is no such layer.
@@ -76,9 +77,22 @@ def capture(module: nn.Module, example: Tensor, layer: str | None = None) -> fx.
                     captured = _trace(network, batch, layer)
                 except UnsupportedError:
                     raise error from error.__cause__
+    _own(captured)
     if layer is not None:
         _check_layer(captured, layer)
     return captured
+
+
+def _own(captured: fx.GraphModule) -> None:
+    """Copy the network's numbers: it may be trained on, or write into them itself, before the artifact is saved."""
+    copied: dict[Any, Any] = {}  # weights that are tied stay so
+    with torch.no_grad():
+        for path in {str(node.target) for node in captured.graph.nodes if node.op == "get_attr"}:
+            owner, _, leaf = path.rpartition(".")
+            part = captured.get_submodule(owner)
+            data = getattr(part, leaf)
+            if isinstance(data, Tensor):
+                setattr(part, leaf, copy.deepcopy(data, copied))
 
 
 def _trace(module: nn.Module, batch: Tensor, layer: str | None) -> fx.GraphModule:

@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -29,6 +30,17 @@ _ATOMS = (str, bytes, int, float, complex, bool, type(None), range, torch.dtype,
 _LARGEST = 200_000
 """How many objects are looked at: a network is thousands; whatever refers to more is no network."""
 
+_FLAGS: dict[Any, tuple[str, ...]] = {
+    torch.backends.cudnn: ("enabled", "benchmark", "deterministic", "allow_tf32"),
+    torch.backends.mkldnn: ("enabled",),
+    torch.backends.cuda.matmul: ("allow_tf32", "allow_fp16_reduced_precision_reduction"),
+}
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
 _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch.get_rng_state, torch.set_rng_state),
     (np.random.get_state, np.random.set_state),
@@ -36,8 +48,23 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.get_default_device, torch.set_default_device),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (_deterministic, lambda kept: torch.use_deterministic_algorithms(kept[0], warn_only=kept[1])),
+    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
+    *(
+        (partial(getattr, owner, name), partial(setattr, owner, name))
+        for owner, names in _FLAGS.items()
+        for name in names
+    ),
 ]
 """What belongs to the whole process, and networks set: how it is read, and put back."""
+
+_HELD: dict[int, Tensor] = {}
+"""The numbers of parameters, by their `id`, that some snapshot has: one copy is enough."""
 
 _LruCache = type(functools.lru_cache(lambda: None))
 _MISSING = object()
@@ -48,9 +75,9 @@ def unchanged(network: nn.Module) -> Iterator[Snapshot]:
     """Whatever happens to the network within this context is undone when it ends.
 
     That covers what the network and its code can reach: attributes of modules, their classes and other objects;
-    dictionaries, lists and sets; numbers in buffers; globals and closures that its functions name; `lru_cache`s that
-    hold tensors without data; hooks, modes, gradients, the state of random numbers, and settings of the process.
-    Numbers that are written into parameters in place are not kept: that would take their memory twice.
+    dictionaries, lists and sets; numbers in parameters and buffers, which takes their memory once more; globals and
+    closures that its functions name; `lru_cache`s that hold tensors without data; hooks, modes, gradients, the state of
+    random numbers, and settings of the process.
     """
     snapshot = Snapshot(network)
     settings = [(put, get()) for get, put in _SETTINGS]
@@ -72,6 +99,7 @@ class Snapshot:
     def __init__(self, network: nn.Module) -> None:
         self.applies: list[tuple[dict[Any, Any], Any]] = []
         self._undo: list[Callable[[], None]] = []
+        self._held: set[int] = set()
         self._seen: dict[int, object] = {}  # also keeps them alive, so that no number is used twice
         self._todo: deque[object] = deque([network])
         while self._todo and len(self._seen) < _LARGEST:
@@ -84,6 +112,8 @@ class Snapshot:
         """Put everything back to where it was."""
         for undo in self._undo:
             undo()
+        while self._held:
+            del _HELD[self._held.pop()]
 
     def _keep(self, found: object) -> None:
         """Remember a thing that can change, and look at what it refers to."""
@@ -103,7 +133,7 @@ class Snapshot:
             self._keep_cell(found)
         elif isinstance(found, _LruCache):
             self._keep_cache(found)
-        elif isinstance(found, MethodType | functools.partial | property | classmethod | staticmethod):
+        elif isinstance(found, MethodType | partial | property | classmethod | staticmethod):
             self._todo.extend(gc.get_referents(found))
         elif not isinstance(found, ModuleType | BuiltinFunctionType):
             self._keep_object(found)
@@ -114,7 +144,7 @@ class Snapshot:
         wanted, gradient = tensor.requires_grad, tensor.grad if tensor.is_leaf else None
         data = tensor.data
         stored = torch._C._has_storage(tensor)  # a sparse tensor has none of its own
-        numbers = None if isinstance(tensor, nn.Parameter) or not stored else tensor.detach().clone()
+        numbers = self._numbers(tensor) if stored else None
 
         def undo() -> None:
             if stored and (tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape):
@@ -130,6 +160,15 @@ class Snapshot:
                     tensor.grad = gradient
 
         self._undo.append(undo)
+
+    def _numbers(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor's numbers; of a parameter that of the snapshot around this one, if that has it."""
+        if not isinstance(tensor, nn.Parameter):
+            return tensor.detach().clone()
+        if id(tensor) not in _HELD:
+            _HELD[id(tensor)] = tensor.detach().clone()
+            self._held.add(id(tensor))
+        return _HELD[id(tensor)]
 
     def _keep_dict(self, found: dict[Any, Any]) -> None:
         items = dict(found)

@@ -6,6 +6,7 @@ import functools
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -202,7 +203,7 @@ def test_modes_gradients_hooks_and_random_numbers(fails: bool) -> None:
 
 
 class Settled(nn.Module):
-    """Sets what belongs to the process, and gives its own weights other numbers."""
+    """Sets what belongs to the process, gives its weights other numbers, and writes into them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,13 +214,17 @@ class Settled(nn.Module):
         random.seed(0)
         torch.set_float32_matmul_precision("high")
         torch.set_num_threads(2)
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.enable_math_sdp(False)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self.head.bias.data.clamp_(0, 0.1)
         self.head.weight.data = nn.functional.normalize(self.head.weight.data)
         return self.head(image.mean((2, 3)))
 
 
 def test_settings_of_the_process_and_numbers_of_parameters() -> None:
     network = Settled()
-    numbers = network.head.weight.detach().clone()
+    numbers = {name: data.clone() for name, data in network.state_dict().items()}
 
     def settings() -> list[Any]:
         return [
@@ -227,6 +232,9 @@ def test_settings_of_the_process_and_numbers_of_parameters() -> None:
             random.getstate(),
             torch.get_float32_matmul_precision(),
             torch.get_num_threads(),
+            torch.backends.cudnn.benchmark,
+            torch.backends.cuda.math_sdp_enabled(),
+            torch.are_deterministic_algorithms_enabled(),
         ]
 
     before = settings()
@@ -234,7 +242,49 @@ def test_settings_of_the_process_and_numbers_of_parameters() -> None:
         network(images(1))
         assert all(given != wanted for given, wanted in zip(settings(), before, strict=True))
     assert settings() == before
-    assert torch.equal(network.head.weight, numbers)
+    assert all(torch.equal(data, numbers[name]) for name, data in network.state_dict().items())
+
+
+class Clipped(nn.Module):
+    """Writes into its weights and a buffer whenever it is run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = classifier()
+        self.register_buffer("scale", torch.tensor([3.0, 0.2, 1.0]).reshape(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.clamp_(-0.1, 0.1)
+        self.scale.clamp_(0.5, 1.5)
+        logits: Tensor = self.inner(image * self.scale)
+        return logits
+
+
+def test_weights_that_forward_writes_to(tmp_path: Path) -> None:
+    """They are as before, and the artifact computes what the network does."""
+    network = Clipped().eval()
+    numbers = {name: data.clone() for name, data in network.state_dict().items()}
+    sptrace.compile(network, images(1), program="gradient").save(tmp_path / "explainer.onnx")
+    assert all(torch.equal(data, numbers[name]) for name, data in network.state_dict().items())
+    given = sptrace.load(tmp_path / "explainer.onnx").explain(images(2, seed=5).numpy(), 1)
+    leaf = images(2, seed=5).double().requires_grad_()
+    logits = network.double()(leaf)
+    np.testing.assert_allclose(given.logits, logits.detach(), rtol=1e-4, atol=1e-6)
+    wanted = torch.autograd.grad(logits[:, 1].sum(), leaf)[0]
+    assert np.abs(given.attribution - wanted.numpy()).max() <= 1e-5 * float(wanted.abs().max())
+
+
+def test_a_network_that_is_trained_on(tmp_path: Path) -> None:
+    """What is saved is what was compiled and verified."""
+    network = classifier()
+    program = sptrace.compile(network, images(1), program="gradient")
+    before = program.onnx_model
+    with torch.no_grad():
+        for data in [*network.parameters(), *network.buffers()]:
+            data.mul_(2)
+    assert program.onnx_model == before
 
 
 def test_numbers_of_buffers() -> None:
