@@ -13,7 +13,8 @@ from sptrace import schema
 from sptrace.errors import SptraceError
 from sptrace.links import LINKS, TAKEN_OFF
 from sptrace.numbers import is_finite
-from sptrace.softening import Softening
+from sptrace.programs import program_kind
+from sptrace.softening import RULES, Softening
 
 METADATA_KEY = "sptrace"
 FORMAT = 1
@@ -119,6 +120,10 @@ class GateCount:
         if self.tau is None:
             return "-"
         return self.tau if isinstance(self.tau, str) else f"{self.tau:g}"
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES.get(self.kind, ()) or self.count < 1:
+            raise SptraceError(f"it has {self.count} gates of kind {self.kind!r} with rule {self.rule!r}")
 
 
 @dataclass(frozen=True)
@@ -242,11 +247,16 @@ class Description:
     format: int = field(default=FORMAT)
 
     def __post_init__(self) -> None:
-        if self.classes < 1:
-            raise SptraceError(f"classes is {self.classes}")
+        if self.classes < 1 or self.parameters < 0 or self.format < 1:
+            raise SptraceError(
+                f"classes is {self.classes}, parameters {self.parameters}, format {self.format}"
+            )
+        program_kind(self.program)
         if self.precision not in PRECISIONS or self.input not in INPUTS:
             raise SptraceError(f"precision is {self.precision!r}, input {self.input!r}")
-        if self.link not in LINKS or self.taken_off not in (None, *TAKEN_OFF):
+        if self.link not in LINKS or (
+            self.taken_off is not None and TAKEN_OFF.get(self.taken_off) != self.link
+        ):
             raise SptraceError(f"link is {self.link!r}, taken_off {self.taken_off!r}")
 
     def as_dict(self) -> dict[str, Any]:

@@ -19,8 +19,13 @@ LINKS = {
 """What the outputs are, by the link from them to probabilities."""
 
 
-TAKEN_OFF = ("softmax", "log_softmax", "sigmoid", "logsigmoid")
-"""What a network may end in that the compiled program does not."""
+TAKEN_OFF = {
+    "softmax": "softmax",
+    "log_softmax": "softmax",
+    "sigmoid": "sigmoid",
+    "logsigmoid": "sigmoid",
+}
+"""What a network may end in that the compiled program does not, and the link that is."""
 
 
 def check_link(link: object, keep_link: object = False) -> None:
