@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import re
 import warnings
@@ -42,6 +41,9 @@ from sptrace.sizes import BATCHES, BatchSize, fixed_number, is_symbolic_size
 from sptrace.source_lines import HERE, line_of
 from sptrace.unchanged import unchanged
 
+PARAMETERS = "parameters"
+"""Of a captured graph's `meta`: which of its constants are parameters, path -> name in the network."""
+
 RANGES = {torch.ops.aten.arange.default, torch.ops.aten.arange.start, torch.ops.aten.arange.start_step}
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<text>[^\n]*)')
 
@@ -56,8 +58,8 @@ def capture(module: nn.Module, example: Tensor, layer: str | None = None) -> fx.
 
     Returns:
         A graph module with the input "image" and one output, the logits, or with a layer the pair (logits, the
-        layer's output). Parameters are constants under their own names, copies of the network's. Nodes carry the
-        metadata that `sptrace.graph` describes.
+        layer's output). Parameters are constants under their own names, copies of the network's; `meta[PARAMETERS]`
+        says which. Nodes carry the metadata that `sptrace.graph` describes.
 
     Raises:
         SptraceError: the network is in train mode, the example is no batch of images, or there is no such layer.
@@ -77,22 +79,24 @@ def capture(module: nn.Module, example: Tensor, layer: str | None = None) -> fx.
                     captured = _trace(network, batch, layer)
                 except UnsupportedError:
                     raise error from error.__cause__
-    _own(captured)
+    _own(captured, module)
     if layer is not None:
         _check_layer(captured, layer)
     return captured
 
 
-def _own(captured: fx.GraphModule) -> None:
+def _own(captured: fx.GraphModule, network: nn.Module) -> None:
     """Copy the network's numbers: it may be trained on, or write into them itself, before the artifact is saved."""
-    copied: dict[Any, Any] = {}  # weights that are tied stay so
-    with torch.no_grad():
-        for path in {str(node.target) for node in captured.graph.nodes if node.op == "get_attr"}:
-            owner, _, leaf = path.rpartition(".")
-            part = captured.get_submodule(owner)
-            data = getattr(part, leaf)
-            if isinstance(data, Tensor):
-                setattr(part, leaf, copy.deepcopy(data, copied))
+    names = {data.data_ptr(): name for name, data in network.named_parameters() if data.numel()}
+    captured.meta[PARAMETERS] = {
+        path: names[data.data_ptr()] for path, data in captured.named_buffers() if data.data_ptr() in names
+    }
+    copied: dict[int, Tensor] = {}
+    for path, data in captured.named_buffers(remove_duplicate=False):
+        owner, _, leaf = path.rpartition(".")
+        if id(data) not in copied:
+            copied[id(data)] = data.detach().clone()
+        setattr(captured.get_submodule(owner), leaf, copied[id(data)])
 
 
 def _trace(module: nn.Module, batch: Tensor, layer: str | None) -> fx.GraphModule:

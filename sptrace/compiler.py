@@ -471,7 +471,7 @@ def _assembled(
     how: Layout,
 ) -> Assembled:
     neuron = Neuron.of_cam(settings) if kind.is_cam else Neuron.of(settings)
-    lift = _parameters(network.module, captured) if kind.varies_weights else None
+    lift = captured.meta[capture.PARAMETERS] if kind.varies_weights else None
     return assemble(captured, network.preprocessing, softening, neuron, pictures, lift, outputs, how)
 
 
@@ -511,18 +511,6 @@ def _jumps(assembled: Assembled) -> bool:
         for node in assembled.module.graph.nodes
         if node.meta.get("adjoint")
     )
-
-
-def _parameters(network: nn.Module, captured: fx.GraphModule) -> dict[str, str]:
-    """Which of the captured constants are parameters: path -> name in the network."""
-    names = {
-        parameter.data_ptr(): name for name, parameter in network.named_parameters() if parameter.numel()
-    }
-    return {
-        path: names[constant.data_ptr()]
-        for path, constant in captured.named_buffers()
-        if constant.data_ptr() in names
-    }
 
 
 def _calibration(
