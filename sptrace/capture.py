@@ -40,6 +40,7 @@ from sptrace.recurrence_shapes import shapes_alone
 from sptrace.sizes import BATCHES, BatchSize, fixed_number, is_symbolic_size
 from sptrace.source_lines import HERE, line_of
 from sptrace.unchanged import unchanged
+from sptrace.whole_numbers import whole_numbers
 
 PARAMETERS = "parameters"
 """Of a captured graph's `meta`: which of its constants are parameters, path -> name in the network."""
@@ -73,7 +74,7 @@ def capture(module: nn.Module, example: Tensor, layer: str | None = None) -> fx.
             captured = _trace(network, batch, layer)
         except UnsupportedError as error:
             # Where a network makes its grids and masks in its first call, the second may be simpler.
-            with unchanged(network):
+            with unchanged(network), whole_numbers(network):
                 rehearse(network, example)
                 try:
                     captured = _trace(network, batch, layer)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._export import non_strict_utils
 from torch.fx.experimental.sym_node import SymNode
 from torch.overrides import TorchFunctionMode
 
@@ -26,6 +27,7 @@ class DynamicBatch(TorchFunctionMode):
     | `chunk`, `split`, `tensor_split` of k N pictures | the number of pieces is divided out |
     | what `respelled` lists | its own code compares sizes |
     | `len` (see `following_sizes`) | Python takes nothing but a number |
+    | `max`, `min` of one tensor (there too) | torch.export takes it for the two of `torch.maximum` |
     """
 
     def __torch_function__(
@@ -126,14 +128,23 @@ def following_sizes() -> Iterator[list[str]]:
             return given.shape[0]
         return length(given)
 
+    of_two = non_strict_utils._tensor_min_max
+
+    def extreme(*given: Any, real_callable: Callable[..., Any], **options: Any) -> Any:
+        if len(given) == 1 and isinstance(given[0], Tensor):
+            return real_callable(
+                *given, **{name: options[name] for name in options if name != "tensor_callable"}
+            )
+        return of_two(*given, real_callable=real_callable, **options)
+
     patched: Any = torch.SymFloat
     nodes: Any = SymNode
-    builtins.len, nodes.guard_int = of_anything, guard_int
+    builtins.len, nodes.guard_int, non_strict_utils._tensor_min_max = of_anything, guard_int, extreme
     patched.__format__ = _formatted
     try:
         yield fixed
     finally:
-        builtins.len, nodes.guard_int = length, as_number
+        builtins.len, nodes.guard_int, non_strict_utils._tensor_min_max = length, as_number, of_two
         del patched.__format__
 
 

@@ -12,6 +12,7 @@ from torch._ops import HigherOrderOperator
 
 from sptrace.errors import UnsupportedError
 from sptrace.graph import IN_ANOTHER_SHAPE
+from sptrace.masked_parts import widen_masked_parts
 from sptrace.regions import inline_regions
 
 aten = torch.ops.aten
@@ -35,17 +36,24 @@ def simplify(module: fx.GraphModule) -> None:
     1. regions of autocast and no_grad are inlined
     2. y = transpose_(x, 1, 2); z = relu(x)     ->  y = transpose(x, 1, 2); z = relu(y)
     3. empty([n, 3]), empty_like(x), new_empty  ->  full([n, 3], nan) ...: what is never filled shows itself
-    4. item(x), and what checks it, that nobody reads  ->  nothing
+    4. what a mask made of the picture lets through is computed for all (see `sptrace.masked_parts`)
+    5. item(x), and what checks it, that nobody reads  ->  nothing
 
     Raises:
         UnsupportedError: autocast is on, or control flow depends on data (torch.cond and its like).
     """
     inline_regions(module)
+    widen_masked_parts(module)
     for node in list(module.graph.nodes):
         if isinstance(node.target, HigherOrderOperator):
             raise UnsupportedError(
                 f"the network decides by the values of a tensor (torch.{node.target._name}), which no fixed graph can "
                 "do: replace it by torch.where, or compile the part of the network without it"
+            )
+        if getattr(node.target, "__module__", "") == "torch._functorch.predispatch":
+            raise UnsupportedError(
+                "the network maps a function with torch.vmap or torch.func, which torch.export leaves as it is: call "
+                "the function on the whole batch"
             )
         if node.target in IN_ANOTHER_SHAPE:
             _reshape(module.graph, node)

@@ -24,6 +24,18 @@ def _put(x: Tensor) -> None:
     x[x < 0] = 0
 
 
+def _times(x: Tensor) -> None:
+    x[x < 0] *= 0.1
+
+
+def _rewritten(x: Tensor) -> None:
+    x[x < 0] = 0.1 * x[x < 0]
+
+
+def _raised(x: Tensor) -> None:
+    x[x < 0] += 1
+
+
 RELUS: dict[str, Map] = {
     "maximum(x, 0)": lambda x: torch.maximum(x, x.new_tensor(0.0)),
     "maximum(0, x)": lambda x: torch.maximum(torch.zeros_like(x), x),
@@ -46,6 +58,7 @@ RELUS: dict[str, Map] = {
     "masked_fill_": _overwritten(lambda x: x.masked_fill_(x <= 0, 0)),
     "mul_": _overwritten(lambda x: x.mul_(x > 0)),
     "x[x < 0] = 0": _overwritten(_put),
+    "index_put": lambda x: x.index_put((x < 0,), x.new_tensor(0.0)),
     "(x + |x|) / 2": lambda x: (x + x.abs()) / 2,
     "0.5 (|x| + x)": lambda x: 0.5 * (torch.abs(x) + x),
     "x / 2 + |x| / 2": lambda x: 0.5 * x + 0.5 * torch.abs(x),
@@ -70,6 +83,8 @@ LEAKY_RELUS: dict[str, Map] = {
     "max(x, 0.1 x)": lambda x: torch.max(x, 0.1 * x),
     "max(x / 10, x)": lambda x: torch.maximum(x / 10, x),
     "masks": lambda x: x * ((x > 0).to(x.dtype) + 0.1 * (x <= 0).to(x.dtype)),
+    "x[x < 0] *= 0.1": _overwritten(_times),
+    "x[x < 0] = 0.1 x[x < 0]": _overwritten(_rewritten),
     "0.55 x + 0.45 |x|": lambda x: 0.55 * x + 0.45 * x.abs(),
 }
 """All of them max(x, 0.1 x)."""
@@ -113,6 +128,7 @@ NO_GATES: dict[str, Map] = {
     "a threshold next to 0": lambda x: torch.where(x >= 0.001, x, 0.5 * x),
     "a mask beyond a threshold": lambda x: x * (x > 1),
     "a band": lambda x: x * ((x > 0) & (x < 2)),
+    "x[x < 0] += 1": _overwritten(_raised),
     "|x|": lambda x: x.abs(),
     "|x| by where": lambda x: torch.where(x > 0, x, -x),
     "a mask of a mirror": lambda x: x * (x.flip(-1) > 0),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import random
 import time
 import warnings
@@ -99,6 +101,49 @@ def with_coordinates(self: Any, x: Tensor) -> Tensor:
     return self.logits(x * columns.abs())
 
 
+def masked(self: Any, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    y[y < 0] *= 0.3
+    above = y > 0.1
+    y[above] = torch.log(y[above]) - y[above]  # of numbers below it would be NaN
+    y[:, :2][y[:, :2] < 0.2] += 1
+    return self.fc(torch.tanh(y).mean((2, 3)))
+
+
+def masked_rows(self: Any, x: Tensor) -> Tensor:
+    rows = self.conv(x).flatten(2).mT
+    answer = x.new_zeros(x.shape[0], rows.shape[1], 4)
+    for sign in (-1, 1):
+        chosen = sign * rows[..., 0] > 0
+        answer[chosen] = self.fc(rows[chosen]) * rows[..., 1][chosen].unsqueeze(-1)
+    return answer.sin().mean(1)
+
+
+def windows_by_fractions(self: Any, x: Tensor) -> Tensor:
+    """As the official Swin has it."""
+    y = self.conv(x[..., :14, :14])
+    n, channels, high, wide = y.shape
+    windows = (
+        y.view(n, channels, high // 4, 4, wide // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, channels)
+    )
+    windows = torch.softmax(windows @ windows.mT, -1) @ windows
+    count = int(windows.shape[0] / (high * wide / 4 / 4))
+    assert count == math.floor(len(windows) / 9.0) == round(windows.shape[0] / 9)
+    return self.fc(windows.view(count, -1, channels).mean(1))
+
+
+@functools.lru_cache
+def of_batch(count: int, size: int) -> Tensor:
+    return torch.arange(size).float().expand(count, 1, 1, size) / size
+
+
+def cached(self: Any, x: Tensor) -> Tensor:
+    key = (x.shape[0], "scale")
+    if key not in self.cache:
+        self.cache[key] = x.new_full((x.shape[0], 1, 1, 1), 0.5)
+    return self.logits(x * of_batch(x.shape[0], x.shape[3]) + self.cache[key])
+
+
 class Overridden(Tail):
     def __call__(self, image: Tensor) -> Tensor:
         answer: Tensor = super().__call__(image)
@@ -156,6 +201,14 @@ SERVED: dict[str, Callable[[], nn.Module]] = {
     "[N, 4, 1, 1]": lambda: Called(lambda self, x: self.logits(x)[:, :, None, None]),
     "float64 at the end": lambda: Called(lambda self, x: self.logits(x).double()),
     "coordinates": lambda: Called(with_coordinates),
+    "parts under a mask": lambda: Called(masked),
+    "rows under a mask": lambda: Called(masked_rows),
+    "windows counted by fractions": lambda: Called(windows_by_fractions),
+    "caches for each number of pictures": lambda: Called(cached, cache={}),
+    "the largest of a buffer": lambda: Called(
+        lambda self, x: self.logits(x) * max(self.scale) * min(self.scale.tolist()),
+        scale=torch.tensor([0.5, 3.0]),
+    ),
     "comparing the number of pictures": lambda: Called(
         lambda self, x: self.logits(x) if x.shape[0] > 1 else self.logits(x)[:1]
     ),
@@ -250,6 +303,15 @@ def branched(self: Any, x: Tensor) -> Tensor:
     return self.logits(answer)
 
 
+def vectorised(self: Any, x: Tensor) -> Tensor:
+    return self.fc(torch.vmap(lambda y: y.sin().mean((1, 2)))(self.conv(x)))
+
+
+def summed_under_mask(self: Any, x: Tensor) -> Tensor:
+    y = self.logits(x)
+    return y + y[y > 0].sum()
+
+
 CHANCE = "answers the same picture differently every time"
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a counter": (
@@ -296,6 +358,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "nothing": (lambda: Called(lambda self, x: None), "returns 0 tensors"),
     "one number": (lambda: Called(lambda self, x: self.logits(x).sum()), r"returns \[\] torch.float32"),
     "complex": (lambda: Called(lambda self, x: self.logits(x) * 1j), "torch.complex64"),
+    "a sum under a mask": (lambda: Called(summed_under_mask), "depend on the values of a tensor"),
+    "vmap": (lambda: Called(vectorised), "maps a function with torch.vmap"),
     "classes": (lambda: Called(lambda self, x: self.logits(x).argmax(1)), r"returns \[N\] torch.int64"),
     "detached": (lambda: Called(lambda self, x: self.logits(x.detach())), "no cotangent reaches the image"),
     "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)).eval(), "has no numbers yet"),

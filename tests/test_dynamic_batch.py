@@ -48,6 +48,7 @@ SERVED: dict[str, dict[str, Any]] = {
     "cdist of 30": {"tail": lambda y: -torch.cdist(y, PROTOTYPES.to(y.dtype).repeat(6, 1) + 0.1)},
     "len": {"tail": lambda y: y.view(len(y), 2, 2).flip(2).flatten(1)},
     "roi_align": {"tail": lambda y: y, "pool": boxes_in_a_tensor},
+    "int": {"tail": lambda y: y.view(int(y.shape[0]), -1)},
 }
 
 
@@ -61,7 +62,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "roi_align of a list": {"tail": lambda y: y, "pool": boxes_in_a_list},
     "a loop": {"tail": lambda y: torch.stack([row * 2 for row in y])},
     "unbind": {"tail": lambda y: torch.stack(y.unbind(0))},
-    "int": {"tail": lambda y: y.view(int(y.shape[0]), -1)},
 }
 
 
@@ -75,6 +75,8 @@ def test_the_line_that_fixes_the_batch_is_named(name: str) -> None:
 
 def test_python_is_as_before() -> None:
     length, rows = len, images(2)
-    sptrace.compile(Network(**SERVED["len"]), images(1))
+    for name in ("len", "int"):
+        sptrace.compile(Network(**SERVED[name]), images(1))
     assert len is length
+    assert "int" not in globals()
     assert len(rows) == 2

@@ -65,7 +65,7 @@ CLAMPING = frozenset(
 _KINKED = (
     COMPARING - {"detach"}
     | CLAMPING
-    | frozenset(["abs", "absolute", "where", "masked_fill", "setitem", "sqrt", "threshold"])
+    | frozenset(["abs", "absolute", "where", "masked_fill", "setitem", "index_put", "sqrt", "threshold"])
 )
 
 _SMOOTH = frozenset(
@@ -108,10 +108,15 @@ _SMOOTH = frozenset(
         "detach",
         "clone",
         "contiguous",
+        "getitem",
     ]
 )
 
 _IN_PLACE = frozenset(["iadd", "isub", "imul", "itruediv", "setitem"])
+
+
+_INDEXING = frozenset(["getitem", "setitem", "index_put"])
+"""Element-wise where the index is a mask."""
 
 
 class Token(NamedTuple):
@@ -228,7 +233,7 @@ def made_by(name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
         name in _IN_PLACE or (own.endswith("_") and not own.endswith("__")) or bool(kwargs.get("inplace"))
     )
     in_place = in_place or (name == "threshold" and len(args) > 3 and bool(args[3]))
-    if name == "setitem" and not (isinstance(args[1], Tensor) and args[1].dtype == torch.bool):
+    if name in _INDEXING and not _is_mask(args[1]):
         return None
     args, kwargs = _mapped(
         lambda item: Token(item, item._version) if isinstance(item, Tensor) else item,
@@ -239,9 +244,14 @@ def made_by(name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     return made if made.kinked or len({id(item) for item in marked}) == 1 else None
 
 
+def _is_mask(index: Any) -> bool:
+    (only, *others) = index if isinstance(index, tuple | list) and index else (index,)
+    return isinstance(only, Tensor) and only.dtype == torch.bool and not others
+
+
 def note(result: Tensor, made: Made) -> None:
     """Write down on a tensor how it was made; a call that gives back what it was given makes nothing."""
-    if Token(result, result._version) in made.tokens:
+    if any(token.tensor is result and token.version == result._version for token in made.tokens):
         return
     made.kinked = made.kinked and not made.gate
     notes = getattr(result, "_made", None)
@@ -264,6 +274,8 @@ def find(made: Made, result: Tensor) -> Slopes | Bounds | Larger | None:
         slopes = _slopes(made, z)
         if slopes is not None:
             return slopes
+    if made.name in _INDEXING:
+        return None
     floating = [
         token for token in made.tokens if token.tensor.is_floating_point() and is_marked(token.tensor)
     ]
