@@ -49,6 +49,9 @@ ORDERS = {aten.flip.default, aten.roll.default}
 SAME = COPIES | {aten.detach.default}
 EXPANSIONS = {aten.expand.default, aten.expand_as.default}
 
+PRECISE = {torch.float32, torch.float64}
+"""Between these nothing is lost that a link shows."""
+
 NEGLIGIBLE = 1e-6
 """What networks add to probabilities, or keep them away from 0 and 1 by, lest a logarithm be infinite."""
 
@@ -116,10 +119,7 @@ class Ends:
         return self._rearranged(node) if _rearranges(node) else None
 
     def _called(self, node: fx.Node) -> End | None:
-        logits = node.args[0]
-        assert isinstance(logits, fx.Node)
-        if value(node).dtype != value(logits).dtype:
-            return None
+        logits = _single(node.args[0])
         if node.target in SIGMOIDS:
             return End(logits, None, SIGMOIDS[node.target])
         dim = node.args[1]
@@ -233,8 +233,8 @@ class Ends:
 
     def _rearranged(self, node: fx.Node) -> End | None:
         end = self.of(node.args[0])
-        if end is None:
-            return None
+        if end is None or (node.target in CASTS and value(end.logits).dtype == value(node).dtype):
+            return end
         if end.dim is not None and node.target in PARTS and _dim(node) == end.dim:
             other = _other_of_two(node)
             if other is None:
@@ -532,8 +532,18 @@ def _rearranges(node: Any) -> bool:
     if node.target in DROPOUTS:
         return not node.args[2]
     if node.target in CASTS:
-        return value(node).dtype == value(node.args[0]).dtype
+        return {value(node).dtype, value(node.args[0]).dtype} <= PRECISE
     return node.target in SAME | SIZES | PARTS | ORDERS or permutation(node) is not None
+
+
+def _single(node: Any) -> fx.Node:
+    """What the node is in float32, if it is that in float64."""
+    while (
+        node.target in CASTS and value(node).dtype == torch.float64 and value(node.args[0]).dtype in PRECISE
+    ):
+        node = node.args[0]
+    assert isinstance(node, fx.Node)
+    return node
 
 
 def _dim(node: Any) -> int:

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, ops
 
 from sptrace.graph import GraphBuilder, depends_on, placeholder
 from sptrace.passes.canonicalize_splits import canonicalize_splits
@@ -14,6 +14,8 @@ from sptrace.passes.functionalize import functionalize
 from sptrace.passes.link_ends import SIGMOIDS, SIZES, SOFTMAXES, Ends
 from sptrace.passes.remove_casts import CASTS
 from sptrace.passes.remove_identities import COPIES, DROPOUTS
+
+aten = ops.aten
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ def take_off_link(module: fx.GraphModule, tail: Tail) -> None:
     output.args = ((tail.logits, *given[1:]) if isinstance(given, tuple) else tail.logits,)
     while unread:  # a dropout would be kept for its random numbers
         node = unread.pop()
+        for user in list(node.users):
+            if user.target == aten._assert_tensor_metadata.default:
+                module.graph.erase_node(user)
         if node.op == "call_function" and not node.users:
             unread.update(node.all_input_nodes)
             module.graph.erase_node(node)

@@ -120,6 +120,8 @@ WRITTEN_OUT: dict[str, tuple[End, int, str, End]] = {
         "softmax",
         lambda z: z[:, [2, 0, 1, 3]],
     ),
+    "in double": (lambda z: z.double().softmax(1).float(), 4, "softmax", lambda z: z),
+    "of a dtype": (lambda z: z.softmax(1, dtype=torch.float64).float(), 4, "softmax", lambda z: z),
     "percent": (lambda z: 100 * z.softmax(1), 4, "softmax", lambda z: z),
     "log of a bit more": (lambda z: (z.softmax(1) + 1e-8).log(), 4, "softmax", lambda z: z),
     "sigmoid": (lambda z: 1 / (1 + torch.exp(-z)), 3, "sigmoid", lambda z: z),

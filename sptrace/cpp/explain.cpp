@@ -865,6 +865,22 @@ double memory_in_use() {
   return file >> total >> resident ? resident * 4096 / 1e6 : 0;
 }
 
+// What has no digits: where Python warns.
+void warn(const Explainer& explainer, const Explanation& explanation) {
+  const auto is_finite = [](float number) { return std::isfinite(number); };
+  if (!std::all_of(explanation.attribution.begin(), explanation.attribution.end(), is_finite)) {
+    std::fprintf(stderr,
+                 "warning: the attribution is NaN or infinite: something in the network has no derivative there, as a "
+                 "root has none at 0\n");
+  }
+  const bool explains_a_probability = explainer.link() == "identity" && !explainer.explains_a_layer();
+  if (explains_a_probability && explainer.probability(explanation.logits, explanation.target) > 1 - 1e-5) {
+    std::fprintf(stderr,
+                 "warning: the probability that is explained is as good as 1: float32 keeps few digits of how it "
+                 "changes, and the attribution may be noise\n");
+  }
+}
+
 void run(const Arguments& arguments) {
   const Picture picture = read_picture(arguments.picture);
   open_onnxruntime(arguments.library);
@@ -887,6 +903,7 @@ void run(const Arguments& arguments) {
   }
 
   std::printf("%s (%lld)\n", explainer.label(explanation.target).c_str(), static_cast<long long>(explanation.target));
+  warn(explainer, explanation);
   if (!explainer.explains_a_layer()) {
     const auto of = static_cast<std::size_t>(explanation.target);
     const std::optional<double> probability = explainer.probability(explanation.logits, explanation.target);

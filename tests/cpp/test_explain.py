@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch.nn.functional as F
 from consumers import folder, onnxruntime_library, require
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from small_networks import images, small
 from test_targets import LABELS, RULE
+from torch import Tensor
 
 import sptrace
 from sptrace.artifact import METADATA_KEY
@@ -136,6 +140,30 @@ def test_it_gives_what_python_gives(
     if expected.probabilities_out is not None:
         after = re.search(r"after the ascent (\S+) %", done.stdout).group(1)
         assert float(after) == pytest.approx(100 * expected.probabilities_out[0, index], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (lambda x: F.avg_pool2d((x + 1) ** 2, 16).sqrt().flatten(1), "the attribution is NaN or infinite"),
+        (lambda x: (-30 * x.mean((2, 3)) * x.new_tensor([1.0, 2.0, 3.0])).softmax(1), "is as good as 1"),
+    ],
+    ids=["no derivative", "sure"],
+)
+def test_what_has_no_digits_is_said(
+    end: Callable[[Tensor], Tensor], message: str, run: Run, tmp_path: Path
+) -> None:
+    """Of a black picture, where the network is another than on what it was compiled with."""
+    network = small(lambda self, x: end(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sptrace.SptraceWarning)
+        program = sptrace.compile(network, images(1), program="gradient", input="uint8", keep_link=True)
+    program.save(tmp_path / "network.onnx")
+    Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
+    done = run(tmp_path / "network.onnx", tmp_path / "black.png")
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: ")
+    assert message in done.stderr
 
 
 @pytest.mark.slow
