@@ -46,6 +46,7 @@ from sptrace.passes.fold_scales import fold_scales
 from sptrace.passes.functionalize import functionalize
 from sptrace.passes.halve import halve
 from sptrace.passes.lift_parameters import lift_parameters
+from sptrace.passes.narrow_doubles import narrow_doubles
 from sptrace.passes.remove_casts import remove_casts
 from sptrace.passes.remove_identities import remove_identities
 from sptrace.passes.separate_complex import separate_complex
@@ -61,6 +62,7 @@ from sptrace.passes.unroll_recurrences import unroll_recurrences
 Pass = Callable[[fx.GraphModule], int]
 
 PREPARE: tuple[Pass, ...] = (
+    narrow_doubles,
     decompose,
     fold_constants,
     functionalize,
@@ -165,6 +167,7 @@ __all__ = [
     "functionalize",
     "halve",
     "lift_parameters",
+    "narrow_doubles",
     "remove_casts",
     "remove_identities",
     "run",

@@ -21,7 +21,7 @@ def canonicalize_functions(module: fx.GraphModule) -> int:
 
     1.  log2(x), log10, logaddexp(x, y)      ->  log(x) / log(2), m + log(exp(x - m) + exp(y - m))
     2.  exp2(x), deg2rad, erfc               ->  pow(2, x), mul(x, pi / 180), 1 - erf(x)
-    3.  logit(x, eps), sinc, hypot           ->  log(t / (1 - t)) with t within [eps, 1 - eps], sin(pi x) / (pi x), ...
+    3.  logit(x, eps), sinc, hypot, entr     ->  log(t / (1 - t)) with t within [eps, 1 - eps], sin(pi x) / (pi x), ...
     4.  lerp(x, y, w)                        ->  x + w (y - x)
     5.  threshold, hardshrink, softshrink,   ->  where
         nan_to_num, nansum, tril, triu
@@ -91,6 +91,17 @@ def _sinc(builder: GraphBuilder, node: fx.Node, x: fx.Node) -> fx.Node:
     angle = builder.call(aten.mul.Tensor, builder.call(aten.where.ScalarSelf, at_zero, 1.0, x), math.pi)
     ratio = builder.call(aten.div.Tensor, builder.call(aten.sin.default, angle), angle)
     return builder.call(aten.where.ScalarSelf, at_zero, 1.0, ratio)
+
+
+def _entropy(builder: GraphBuilder, node: fx.Node, x: fx.Node) -> fx.Node:
+    inside = builder.call(aten.where.ScalarSelf, builder.call(aten.le.Scalar, x, 0), 1.0, x)
+    return builder.call(
+        aten.neg.default, builder.call(aten.mul.Tensor, inside, builder.call(aten.log.default, inside))
+    )
+
+
+def _times_log1p(builder: GraphBuilder, node: fx.Node, x: fx.Node, y: fx.Node) -> fx.Node:
+    return builder.call(aten.mul.Tensor, x, builder.call(aten.log1p.default, y))
 
 
 def _hypot(builder: GraphBuilder, node: fx.Node, a: fx.Node, b: fx.Node) -> fx.Node:
@@ -323,6 +334,8 @@ def _channel_shuffle(builder: GraphBuilder, node: fx.Node, x: fx.Node, groups: i
 
 
 REWRITES: dict[Target, Rewrite] = {
+    aten.special_entr.default: _entropy,
+    aten.special_xlog1py.default: _times_log1p,
     aten.log2.default: _logarithm(2),
     aten.log10.default: _logarithm(10),
     aten.deg2rad.default: _scaled(math.pi / 180),

@@ -10,10 +10,10 @@ from torch import Tensor, fx
 
 from sptrace.constants import at_batches
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
+from sptrace.graph import GraphBuilder, Target, is_batch, shape, static_shape, value
 from sptrace.passes.canonicalize_copies import fixed
 from sptrace.placing import read
-from sptrace.sizes import BATCHES
+from sptrace.sizes import BATCH, BATCHES
 
 aten = torch.ops.aten
 
@@ -28,8 +28,9 @@ def canonicalize_indexing(module: fx.GraphModule) -> int:
     5. gather(x, dim, i) with a constant i           ->  index_select of one picture's numbers in a row
     6. diagonal(x, offset, dim1, dim2)               ->  the same
     7. unfold(x, dim, size, step)                    ->  index_select of all windows, reshape
-    8. im2col(x, kernel ...)                         ->  conv2d with one output a cell of the kernel
-    9. col2im(x, kernel ...)                         ->  conv_transpose2d with the same weights
+    8. as_strided(x, size, stride) of each picture   ->  the same; of a sequence in frames (STFT) conv1d, transpose
+    9. im2col(x, kernel ...)                         ->  conv2d with one output a cell of the kernel
+    10. col2im(x, kernel ...)                        ->  conv_transpose2d with the same weights
 
     Weights of 0 and 1 in place of scattered writes, for which runtimes have slow kernels or none.
     """
@@ -156,6 +157,38 @@ def _unfold(builder: GraphBuilder, node: fx.Node, x: fx.Node, dim: int, size: in
     return builder.call(aten.permute.default, windows, order)
 
 
+def _as_strided(
+    builder: GraphBuilder,
+    node: fx.Node,
+    x: fx.Node,
+    size: Sequence[int],
+    stride: Sequence[int],
+    offset: int | None = None,
+) -> fx.Node:
+    """The cells of each picture's memory by their places; of a sequence cut into frames, by a convolution."""
+    given = x.meta["values"]
+    cells = given[0].numel() // BATCHES[0]
+    alone = is_batch(x, 0) and is_batch(node, 0) and stride[0] == cells
+    if not alone or any(not each.is_contiguous() or each.storage_offset() for each in given):
+        return node
+    sizes = static_shape(node, range(1, len(size)))
+    if len(sizes) == 2 and stride[2] == 1 and not offset:
+        frames, length = sizes
+        whole = builder.reshape(x, [BATCH, 1, cells])
+        read = builder.call(aten.slice.Tensor, whole, 2, 0, (frames - 1) * stride[1] + length)
+        kernel = builder.constant("frames.cells", torch.eye(length).unsqueeze(1))
+        cut = builder.call(aten.conv1d.default, read, kernel, None, [stride[1]], [0], [1], 1)
+        return builder.call(aten.transpose.int, cut, 1, 2)
+    places = torch.tensor(offset or 0)
+    for length, step in zip(sizes, stride[1:], strict=True):
+        places = places.unsqueeze(-1) + step * torch.arange(length)
+    if int(places.max()) >= cells:
+        return node
+    index = builder.constant("memory.places", places.flatten())
+    read = builder.call(aten.index_select.default, builder.reshape(x, [BATCH, cells]), 1, index)
+    return builder.reshape(read, shape(node))
+
+
 def _im2col(
     builder: GraphBuilder,
     node: fx.Node,
@@ -210,6 +243,7 @@ REWRITES: dict[Target, Callable[..., fx.Node]] = {
     aten.gather.default: _gather,
     aten.diagonal.default: _diagonal,
     aten.unfold.default: _unfold,
+    aten.as_strided.default: _as_strided,
     aten.im2col.default: _im2col,
     aten.col2im.default: _col2im,
 }

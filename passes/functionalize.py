@@ -183,7 +183,11 @@ class _Memory:
         root = chain[-1]
         own = root.op == "get_attr" and not root.meta.get("filled")
         for part, base in pairwise(chain if own else chain[: top + 1]):
-            whole = put_back(self._builder, self._view(part)[0], base, new[part])
+            view = self._view(part)[0]
+            detached = (
+                own and view.target is aten.detach.default
+            )  # of constants autograd knows nothing anyway
+            whole = new[part] if detached else put_back(self._builder, view, base, new[part])
             if whole is None:
                 raise UnsupportedError(_where(node, _read_again(node, base)))
             new[base] = whole

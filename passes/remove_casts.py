@@ -20,11 +20,7 @@ CASTS = {
 }
 
 
-OTHERS = frozenset({torch.float16, torch.bfloat16, torch.float64})
-
-
-def _is_widened(narrow: fx.Node, wide: fx.Node) -> bool:
-    return value(narrow).dtype == torch.float32 and value(wide).dtype == torch.float64
+OTHERS = frozenset({torch.float16, torch.bfloat16})
 
 
 def remove_casts(module: fx.GraphModule) -> int:
@@ -32,8 +28,6 @@ def remove_casts(module: fx.GraphModule) -> int:
 
     Before:  _assert_tensor_metadata(x); y = type_as(x, z); u = to(m, dtype_layout...)
     After:   y = x;                                         u = to(m, float32)
-
-    There and back, to(to(x, float64), float32), is nothing.
     """
     builder = GraphBuilder(module)
     count = 0
@@ -42,15 +36,8 @@ def remove_casts(module: fx.GraphModule) -> int:
             module.graph.erase_node(node)
         elif node.target in CASTS and isinstance(node.meta["values"][0], Tensor):
             x = node.args[0]
-            made_from = x.args[0] if x.target in CASTS else None
             if value(x).dtype == value(node).dtype:
                 builder.replace(node, x)
-            elif (
-                made_from is not None
-                and _is_widened(made_from, x)
-                and value(made_from).dtype == value(node).dtype
-            ):
-                builder.replace(node, made_from)
             elif node.target != aten.to.dtype:
                 with builder.replacing(node):
                     builder.replace(node, builder.call(aten.to.dtype, x, value(node).dtype))
@@ -64,7 +51,7 @@ def remove_casts(module: fx.GraphModule) -> int:
 
 
 def _refuse_other_floats(module: fx.GraphModule) -> None:
-    """Refuse what computes with more or fewer digits than float32."""
+    """Refuse what computes with fewer digits than float32."""
     for node in module.graph.nodes:
         is_cast = node.target == aten.to.dtype and node.users and value(node).dtype in OTHERS
         if is_cast and value(node.args[0]).dtype == torch.float32:

@@ -48,7 +48,7 @@ def calibrate(
 
 def _has_pictures_first(node: fx.Node) -> bool:
     """Is each row of what a relative gate sees a picture? Of several rows nobody knows in which order they lie."""
-    return not isinstance(node.kwargs.get("tau"), Relative) or is_batch(node.args[0], 0)
+    return not isinstance(node.kwargs.get("tau"), Relative) or is_batch(node.all_input_nodes[0], 0)
 
 
 class _Measure(fx.Interpreter):

@@ -50,7 +50,8 @@ def max_of_windows(z: Tensor, places: list[list[list[int]]], *, rule: str, tau: 
     """
     for dim, windows in zip(range(-len(places), 0), places, strict=True):
         index = torch.tensor(filled(windows))
-        z = z.index_select(dim, index.flatten()).unflatten(dim, index.shape).amax(dim)
+        cells = z.index_select(dim, index.flatten())
+        z = cells.reshape(*z.shape[: z.ndim + dim], *index.shape, *z.shape[z.ndim + dim + 1 :]).amax(dim)
     return z
 
 

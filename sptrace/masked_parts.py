@@ -196,7 +196,8 @@ def _dimension(node: fx.Node) -> int | None:
     assert isinstance(node.target, OpOverload)
     names = [argument.name for argument in node.target._schema.arguments]
     given: Mapping[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    return given.get("dim", 0 if "dim" in names else None)
+    dim: int | None = given.get("dim", 0 if "dim" in names else None)
+    return dim
 
 
 def _is_made_alike(first: object, second: object) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from sympy import Integer
+from sympy import Integer  # type: ignore[import-untyped]
 from torch import nn
 
 from sptrace.source_lines import is_own

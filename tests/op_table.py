@@ -428,6 +428,13 @@ FUNCTIONS: Ops = {
     "xlogy": lambda x: torch.xlogy(x[:, :2], positive(x[:, 2:])),
     "ndtr": torch.special.ndtr,
     "expit": torch.special.expit,
+    "entr": lambda x: torch.special.entr(positive(x)),
+    "xlog1py": lambda x: torch.special.xlog1py(x[:, :2], positive(x[:, 2:])),
+    "special.softmax": lambda x: torch.special.softmax(x, 1) + torch.special.log_softmax(x, 2),
+    "softmax in float64": lambda x: x.double().softmax(1).to(x.dtype),
+    "softmax, dtype float64": lambda x: F.softmax(x, 1, dtype=torch.float64).to(x.dtype),
+    "product with float64": lambda x: (x * torch.linspace(0, 1, 8, dtype=torch.float64)).to(x.dtype),
+    "norm in float64": lambda x: F.normalize(x.to(torch.float64)).to(x.dtype),
     "logit": lambda x: torch.logit(x.sigmoid(), 1e-3),
     "abs": torch.abs,
     "sign": lambda x: x * x.sign(),
@@ -486,6 +493,8 @@ SELECTING: Ops = {
         3, torch.tensor([0, 0, 1, 2, 3, 5, 5, 5]).expand_as(x), x
     ),
     "unfold": lambda x: x.unfold(3, 3, 2).cumsum(2),
+    "as_strided": lambda x: x.as_strided((x.shape[0], 4, 4, 4), (256, 64, 16, 2), 3).cumsum(1),
+    "frames": lambda x: x.flatten(1).as_strided((x.shape[0], 6, 16), (256, 40, 1)).cumsum(1),
     "F.unfold": lambda x: F.unfold(x, 3, padding=1, stride=2).cumsum(2),
     "F.fold": lambda x: F.fold(F.unfold(x, 3, padding=1), 8, 3, padding=1).cumsum(3),
     "tril_indices": lambda x: x[(slice(None), slice(None), *torch.tril_indices(8, 8).unbind())].cumsum(2),
@@ -649,6 +658,9 @@ SPECTRA: Ops = {
     "FNet of two": lambda x: torch.fft.fft(torch.fft.fft(x, dim=-1), dim=-2).real,
     "fftn": lambda x: torch.fft.fftn(x, dim=(2, 3)).imag,
     "rfft": lambda x: torch.view_as_real(torch.fft.rfft(x)),
+    "stft": lambda x: torch.stft(
+        x.flatten(1), 32, 8, window=torch.hann_window(32).to(x), return_complex=True
+    ).abs(),
     "rfft of an odd length": lambda x: torch.fft.irfft(torch.fft.rfft(x[..., :7]), n=7).cumsum(3),
     "rfft, padded": lambda x: torch.fft.rfft(x, n=11, norm="forward").abs(),
     "rfft, cropped": lambda x: torch.fft.rfft(x, n=5, dim=2).abs(),
@@ -716,7 +728,7 @@ REFUSED: dict[str, tuple[Op, str]] = {
     "erfinv": (lambda x: torch.erfinv(0.5 * x.tanh()), "ONNX has no such function"),
     "lgamma": (lambda x: torch.lgamma(positive(x)), "ONNX has no such function"),
     "as_strided": (
-        lambda x: x.as_strided((x.shape[0], 4, 4, 4), (256, 64, 16, 2)).sin(),
+        lambda x: x.mT.as_strided((x.shape[0], 64), (256, 1)),
         "it reads memory, not numbers at places",
     ),
     "heaviside": (

@@ -205,6 +205,7 @@ SERVED: dict[str, Callable[[], nn.Module]] = {
     "rows under a mask": lambda: Called(masked_rows),
     "windows counted by fractions": lambda: Called(windows_by_fractions),
     "caches for each number of pictures": lambda: Called(cached, cache={}),
+    "pruned in forward": lambda: Called(pruned_in_forward, mask=(torch.arange(8) % 2).float()),
     "the largest of a buffer": lambda: Called(
         lambda self, x: self.logits(x) * max(self.scale) * min(self.scale.tolist()),
         scale=torch.tensor([0.5, 3.0]),
@@ -301,6 +302,11 @@ def under_gradients(self: Any, x: Tensor) -> Tensor:
 def branched(self: Any, x: Tensor) -> Tensor:
     answer: Tensor = torch.cond(x.sum() > 0, lambda x: x * 2, lambda x: x * 3, (x,))
     return self.logits(answer)
+
+
+def pruned_in_forward(self: Any, x: Tensor) -> Tensor:
+    self.fc.weight.data.mul_(self.mask)
+    return self.logits(x)
 
 
 def vectorised(self: Any, x: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class SoftenedGates(TorchFunctionMode):
         """What the network gets for its call."""
         if func is F.multi_head_attention_forward:
             return self._multi_head_attention(args, kwargs)
-        name = str(getattr(func, "__name__", "")).partition(".")[0].strip("_")
+        name = str(getattr(func, "__name__", "")).partition(".")[0].strip("_").removeprefix("special_")
         if name in OPENED:
             with self:
                 return OPENED[name](*args, **kwargs)

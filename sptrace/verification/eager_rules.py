@@ -132,9 +132,9 @@ def _softmax_cells(z: Tensor, tau: float | Tensor, windows: Sequence[Tensor]) ->
         [1] * (2 * number) + list(one.shape) + [1] * (2 * (rank - number - 1))
         for number, one in enumerate(windows)
     ]
-    places = torch.broadcast_tensors(
-        *(one.reshape(sizes) for one, sizes in zip(windows, shapes, strict=True))
-    )
+    along = [one.reshape(sizes) for one, sizes in zip(windows, shapes, strict=True)]
+    whole = torch.broadcast_shapes(*(one.shape for one in along))
+    places = [one.expand(whole) for one in along]
     inside, counts = (torch.stack([place > least for place in places]).all(0) for least in (-1, -2))
     index = (slice(None), *(place.clamp(min=0) for place in places))
     maps = z.reshape(-1, *z.shape[-rank:])
@@ -224,7 +224,7 @@ def _frozen_attention(
     def pullback(cotangent: Tensor) -> Tensor:
         each = weights.transpose(-2, -1) @ cotangent
         if enable_gqa:
-            each = each.unflatten(-3, (value.shape[-3], -1)).sum(-3)
+            each = each.reshape(*each.shape[:-3], value.shape[-3], -1, *each.shape[-2:]).sum(-3)
         return each.sum_to_size(value.shape)
 
     return pullback
