@@ -97,15 +97,14 @@ class WatchedEnd(TorchFunctionMode):
         kwargs = kwargs or {}
         called = str(getattr(func, "__name__", "")).partition(".")[0]
         source = args[0] if args else kwargs.get("input", kwargs.get("tensors"))
-        tensors = [one for one in (source if isinstance(source, list | tuple) else [source])]
+        tensors = source if isinstance(source, list | tuple) else [source]
         if not all(isinstance(one, Tensor) and one.numel() <= LARGEST for one in tensors):
             return func(*args, **kwargs)
         in_place = isinstance(source, Tensor) and called.endswith("_") and not called.endswith("__")
         before = source.clone() if in_place and isinstance(source, Tensor) else source
         result = func(*args, **kwargs)
-        if result is not before and isinstance(
-            result, Tensor | tuple | list
-        ):  # dropout answers what it was given
+        changed = result is not before  # dropout answers what it was given
+        if changed and isinstance(result, Tensor | tuple | list):
             rest = {key: given for key, given in kwargs.items() if key not in ("input", "tensors")}
             self.calls.append(Call(called.strip("_"), func, before, args[1:], rest, result))
         return result
