@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -123,7 +124,7 @@ def _on_the_way(module: fx.GraphModule) -> Iterable[fx.Node]:
         if node.op == "output":
             wanted.update(node.all_input_nodes)
             continue
-        if node not in wanted and node not in detached:
+        if (node not in wanted and node not in detached) or _is_check(node):
             continue
         read = inputs(gates[node]) if node in gates else node.all_input_nodes
         if node in wanted and node.target != aten.detach.default:
@@ -148,6 +149,14 @@ def _is_piecewise(node: fx.Node, influenced: set[fx.Node]) -> bool:
         given, made = (value(one).dtype for one in (node.all_input_nodes[0], node))
         return given.is_floating_point and not made.is_floating_point
     return node.target in KINKED | STEPS and not _is_guard(node)
+
+
+def _is_check(node: fx.Node) -> bool:
+    """Does it ask for infinite numbers, or for those that are none? No finite number is on the other side."""
+    if node.target not in COMPARISONS:
+        return False
+    infinite = any(isinstance(argument, float) and math.isinf(argument) for argument in node.args)
+    return infinite or (len(node.args) == 2 and node.args[0] is node.args[1])
 
 
 def _is_guard(node: fx.Node) -> bool:

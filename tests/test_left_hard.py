@@ -70,6 +70,8 @@ def test_what_is_listed(function: Callable[[Tensor], Tensor], ops: list[str]) ->
         lambda x: F.normalize(x, dim=1),
         lambda x: F.relu(x).clamp(min=1e-6).pow(3),
         lambda x: F.log_softmax(x, 1),
+        lambda x: torch.logsumexp(3 * x, 1),
+        lambda x: torch.nan_to_num(x),
         lambda x: x + (torch.round(x) - x).detach(),
         lambda x: x.masked_fill(torch.eye(x.shape[-1]) > 0, 0.0),
     ],
