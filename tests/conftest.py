@@ -38,8 +38,9 @@ LABELS = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The golden files first: if they disagree, nothing else matters."""
-    items.sort(key=lambda item: item.path.name != "test_golden.py")
+    """The golden files first: if they disagree, nothing else matters. Then what is dear to begin in two processes."""
+    first = ["test_golden.py", "test_mutations.py"]
+    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 
 @dataclass(frozen=True)
