@@ -109,21 +109,18 @@ class Ends:
         Raises:
             UnsupportedError: it is a softmax over one class.
         """
-        if not isinstance(node, fx.Node) or node.op != "call_function":
-            return None
-        if node.target in SOFTMAXES | SIGMOIDS:
+        called: Any = node.target if isinstance(node, fx.Node) and node.op == "call_function" else None
+        if called in SOFTMAXES | SIGMOIDS:
             return self._called(node)
-        read = _READ.get(node.target)
-        if read is not None:
-            return read(self, node)
-        return self._rearranged(node) if _rearranges(node) else None
+        if called in _READ:
+            return _READ[called](self, node)
+        return self._rearranged(node) if called is not None and _rearranges(node) else None
 
-    def _called(self, node: fx.Node) -> End | None:
+    def _called(self, node: Any) -> End | None:
         logits = _single(node.args[0])
         if node.target in SIGMOIDS:
             return End(logits, None, SIGMOIDS[node.target])
-        dim = node.args[1]
-        assert isinstance(dim, int)
+        dim: int = node.args[1]
         return self._softmax(logits, dim % value(node).ndim, SOFTMAXES[node.target])
 
     def _softmax(self, logits: fx.Node, dim: int, is_log: bool) -> End:
@@ -248,17 +245,19 @@ class Ends:
             return None
         return End(self._again(node, end.logits), dim, end.is_log)
 
-    def _again(self, node: fx.Node, logits: Any) -> fx.Node:
+    def _again(self, node: Any, logits: Any) -> fx.Node:
         return self._builder.call(node.target, logits, *node.args[1:], **node.kwargs)
 
     def _picked(self, node: fx.Node) -> End | None:
         """By indices that are alike for all pictures: of a softmax each class once, in any order."""
-        end = self.of(node.args[0])
+        source: Any = node.args[0]
+        end = self.of(source)
         dim, indices = _indices(self._builder.module, node)
-        if end is None or indices is None:
+        if end is None or dim is None or indices is None:
             return None
         if end.dim == dim:
-            if sorted((indices % shape(node.args[0])[dim]).tolist()) != list(range(shape(node.args[0])[dim])):
+            classes = value(source).shape[dim]
+            if sorted((indices % classes).tolist()) != list(range(classes)):
                 return None
         elif end.dim is not None and node.target == aten.index.Tensor and indices.ndim != 1:
             return None
@@ -302,7 +301,8 @@ _READ: dict[Target, Callable[[Ends, fx.Node], End | None]] = {
 
 def _exponent(node: Any) -> fx.Node | None:
     """u, if the node is e^u."""
-    return node.args[0] if isinstance(node, fx.Node) and node.target == aten.exp.default else None
+    exponent = node.args[0] if isinstance(node, fx.Node) and node.target == aten.exp.default else None
+    return exponent if isinstance(exponent, fx.Node) else None
 
 
 def _is_one(given: Any) -> bool:
@@ -325,15 +325,11 @@ def _affine(node: fx.Node) -> Affine:
     return found
 
 
-def _step(node: fx.Node) -> Affine | None:
+def _step(node: Any) -> Affine | None:
     """The one op that the node is as a multiple and a number more; None if it is something else."""
-    one_minus = node.target in (aten.rsub.Scalar, aten.sub.Tensor) and len(node.args) > 1
-    if one_minus and node.target == aten.sub.Tensor and _is_one(node.args[0]):
+    x, number = [*node.args, 0.0, 0.0][:2]
+    if node.target == aten.sub.Tensor and _is_one(x):
         x, number = node.args[1], 1.0
-    elif node.args and isinstance(node.args[0], fx.Node):
-        x, number = node.args[0], [*node.args[1:], 0.0][0]
-    else:
-        return None
     alpha = node.kwargs.get("alpha", 1)
     if not isinstance(x, fx.Node) or not isinstance(number, int | float) or alpha != 1:
         return None
@@ -350,7 +346,7 @@ def _step(node: fx.Node) -> Affine | None:
     return Affine(x, 1.0, -float(number)) if node.target == aten.sub.Tensor else None
 
 
-def _bounds(node: fx.Node) -> tuple[float, float]:
+def _bounds(node: Any) -> tuple[float, float]:
     """What a clamp keeps numbers in; infinite where it does not say, and where it is no number."""
     given = (
         {"min": None, "max": None}

@@ -31,7 +31,7 @@ def narrow_doubles(module: fx.GraphModule) -> int:
                 )
             count += 1
         elif node.op == "call_function":
-            node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _narrowed)  # type: ignore[assignment]
+            node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _narrowed)
             propagate(node)
             count += 1
     return count

@@ -133,10 +133,9 @@ def _softmax_cells(z: Tensor, tau: float | Tensor, windows: Sequence[Tensor]) ->
         for number, one in enumerate(windows)
     ]
     along = [one.reshape(sizes) for one, sizes in zip(windows, shapes, strict=True)]
-    whole = torch.broadcast_shapes(*(one.shape for one in along))
-    places = [one.expand(whole) for one in along]
+    places = torch.broadcast_tensors(*along)  # type: ignore[no-untyped-call]
     inside, counts = (torch.stack([place > least for place in places]).all(0) for least in (-1, -2))
-    index = (slice(None), *(place.clamp(min=0) for place in places))
+    index: tuple[Any, ...] = (slice(None), *(place.clamp(min=0) for place in places))
     maps = z.reshape(-1, *z.shape[-rank:])
     cells = torch.where(inside, (z / tau).reshape(maps.shape)[index], 0.0).masked_fill(~counts, -math.inf)
     within = list(range(2, 2 * rank + 1, 2))
