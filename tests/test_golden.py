@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import deterministic
 import hard_gates
 import numpy as np
 import pytest
+import runtimes
 import timm
 import torch
 import torchvision
@@ -125,14 +127,16 @@ def test_pullback_ascent(case: Case, compile_to_file: Callable[..., Path], kept:
 
 def test_soft_pullback(case: Case, compile_to_file: Callable[..., Path]) -> None:
     golden = case.golden["soft_pullback"]
-    explainer = sptrace.load(compile_to_file(case, "soft_pullback"))
-    result = explainer.explain(picture().numpy(), case.golden["target"])
+    path = compile_to_file(case, "soft_pullback")
+    result = sptrace.load(path).explain(picture().numpy(), case.golden["target"])
     error = largest(sampled(result.attribution) - golden, golden)
     norm = np.linalg.norm(result.attribution.astype(np.float64)) / case.golden["soft_pullback_l2"]
     print(f"{case.name} soft_pullback: {error:.1e} of the largest value, norm {norm - 1:+.1e}")
     assert error <= ATTRIBUTION
     assert abs(norm - 1) <= ATTRIBUTION
     assert largest(result.logits - case.golden["logits"], case.golden["logits"]) <= LOGITS
+    if importlib.util.find_spec("openvino"):
+        runtimes.agree(path, runtimes.openvino, {"image": picture().numpy(), "target": case.golden["target"]})
 
 
 class Pixels(nn.Module):

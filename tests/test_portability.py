@@ -2,86 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import deterministic
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-import timm
 import torch
-import torchvision
-from onnx.reference import ReferenceEvaluator
+from runtimes import Evaluate, agree, openvino, reference
 from small_networks import classifier, small
 from torch import nn
 
 import sptrace
-from sptrace import Softening
-
-TOLERANCE = 1e-4
-"""Of the largest value."""
-
-NETWORKS = (
-    "resnet18",
-    "vgg11_bn",
-    "densenet121",
-    "convnext_tiny",
-    "efficientnet_b0",
-    "pvt_v2_b0",
-    "vit_b_32",
-)
-"""Those of the golden files."""
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-Evaluate = Callable[[Path, dict[str, np.ndarray]], dict[str, np.ndarray]]
-
-
-def openvino(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What OpenVINO answers, in float32: by itself it may compute in less."""
-    core = pytest.importorskip("openvino").Core()
-    answers = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(feeds)
-    return {name: answers[name] for name in ("attribution", "logits")}
-
-
-def reference(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What ONNX's own evaluator answers, which is written in NumPy."""
-    names = ["attribution", "logits"]
-    return dict(zip(names, ReferenceEvaluator(onnx.load(path)).run(names, feeds), strict=True))
-
-
-def agree(path: Path, evaluate: Evaluate, feeds: dict[str, np.ndarray]) -> None:
-    """OnnxRuntime and another runtime give the same numbers."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    given = evaluate(path, feeds)
-    for name, expected in zip(given, session.run(list(given), feeds), strict=True):
-        error = np.abs(given[name] - expected).max() / np.abs(expected).max()
-        assert error <= TOLERANCE, f"{name}: {error:.1e}"
 
 
 def feeds(size: int, count: int = 2) -> dict[str, np.ndarray]:
     image = deterministic.images(2, count, size).numpy()
     return {"image": image, "target": np.array([3, -1] * (count // 2), np.int64)}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
-def test_openvino_reads_the_golden_networks(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sptrace.compiler.verify", lambda *_, **__: None)
-    make = timm.create_model if name.startswith("pvt") else torchvision.models.get_model
-    network = deterministic.fill(make(name), 2)
-    program = sptrace.compile(
-        network, deterministic.images(2, 1), softening=Softening("paper"), mean=MEAN, std=STD
-    )
-    path = tmp_path / "program.onnx"
-    program.save(path)
-    agree(path, openvino, feeds(224))
-    path.unlink()
 
 
 SQUARE = {
