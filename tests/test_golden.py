@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import deterministic
 import hard_gates
@@ -16,10 +17,10 @@ import runtimes
 import timm
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import sptrace
-from sptrace import Softening
+from sptrace import Softening, capture
 
 GOLDEN = Path(__file__).parent / "golden"
 NETWORKS = (
@@ -75,10 +76,27 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param, network, dict(np.load(GOLDEN / f"{request.param}-{SEED}.npz")))
 
 
+@pytest.fixture(scope="module")
+def captured() -> Callable[..., fx.GraphModule]:
+    """`sptrace.capture.capture`, once for each network."""
+    right, known = capture.capture, {}
+
+    def once(module: nn.Module, *arguments: Any) -> fx.GraphModule:
+        if known.get("module") is not module:
+            known.update(module=module, graph=right(module, *arguments))
+        return copy.deepcopy(known["graph"])
+
+    return once
+
+
 @pytest.fixture
-def compile_to_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+def compile_to_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured: Callable[..., fx.GraphModule]
+) -> Iterator[Callable[..., Path]]:
     """Write an artifact. Without verification, whose work the golden files do here, and which has its own tests."""
     monkeypatch.setattr("sptrace.compiler.verify", lambda *_, **__: None)
+    monkeypatch.setattr("sptrace.compiler.faithful.require_faithful", lambda *_, **__: None)
+    monkeypatch.setattr("sptrace.compiler.capture.capture", captured)
     path = tmp_path / "program.onnx"
 
     def write(case: Case, program: str, **options: str) -> Path:
