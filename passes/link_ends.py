@@ -388,6 +388,15 @@ _REDUCTIONS: Mapping[Target, tuple[str, int]] = {
 def _reduction(node: Any, restored: int | None = None) -> Reduction | None:
     """What the node reduces, if it still has all dimensions. `restored`: where a later op puts the reduced one."""
     node, restored = _peeled(node, restored)
+    kept_off = _adds_nothing(node)
+    while _adds_nothing(node):
+        node, restored = _peeled(node.args[0], restored)
+    found = _reduced(node, restored)
+    # Only a sum of exponentials stays what it is when it is kept off 0.
+    return None if found is not None and kept_off and found.name != "sum" else found
+
+
+def _reduced(node: Any, restored: int | None) -> Reduction | None:
     if node.target == operator.getitem and node.args[1] == 0:
         node = node.args[0]
     if node.target == aten.max.default:
@@ -414,7 +423,7 @@ def _reduction(node: Any, restored: int | None = None) -> Reduction | None:
 def _peeled(node: Any, restored: int | None = None) -> tuple[fx.Node, int | None]:
     """Without copies, expansions, and the op that puts a reduced dimension back, whose place is the second result."""
     while True:
-        if node.target in SAME | EXPANSIONS or _takes_all(node) or _adds_nothing(node):
+        if node.target in SAME | EXPANSIONS or _takes_all(node):
             node = node.args[0]
         elif restored is None and (back := _put_back(node)) is not None:
             node, restored = node.args[0], back

@@ -35,11 +35,11 @@ def read_outputs(
 
     | the network ends in | taken off | link |
     |---|---|---|
-    | softmax, log_softmax | yes | softmax |
+    | softmax, log_softmax, called or written out | yes | softmax |
     | one of two classes of a softmax, sigmoid, logsigmoid | yes | sigmoid |
     | probabilities made otherwise: rows of non-negative numbers that sum to 1 | no | identity |
     | softmaxes or sigmoids and further arithmetic that gives no such rows | no | none |
-    | the same of other bounded functions (tanh, clamp, 1 / (1 + exp)), all of it in [0, 1] | no | none |
+    | the same of other bounded functions (tanh, clamp), all of it in [0, 1] | no | none |
     | anything else with two outputs or more | no | softmax |
     | anything else with one output | no | none |
 

@@ -78,8 +78,8 @@ def unchanged(network: nn.Module) -> Iterator[Snapshot]:
     closures that its functions name; `lru_cache`s that hold tensors without data; hooks, modes, gradients, the state of
     random numbers, and settings of the process.
     """
-    snapshot = Snapshot(network)
     settings = [(put, get()) for get, put in _SETTINGS]
+    snapshot = Snapshot(network)
     try:
         yield snapshot
     finally:
@@ -101,6 +101,13 @@ class Snapshot:
         self._held: set[int] = set()
         self._seen: dict[int, object] = {}  # also keeps them alive, so that no number is used twice
         self._todo: deque[object] = deque([network])
+        try:
+            self._look()
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _look(self) -> None:
         while self._todo and len(self._seen) < _LARGEST:
             found = self._todo.popleft()
             if not isinstance(found, _ATOMS) and id(found) not in self._seen:
@@ -109,8 +116,14 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put everything back to where it was."""
-        for undo in self._undo:
-            undo()
+        try:
+            for undo in self._undo:
+                undo()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Of the numbers that others may use: the next snapshot takes them anew."""
         while self._held:
             del _HELD[self._held.pop()]
 

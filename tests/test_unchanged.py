@@ -276,6 +276,33 @@ def test_weights_that_forward_writes_to(tmp_path: Path) -> None:
     assert np.abs(given.attribution - wanted.numpy()).max() <= 1e-5 * float(wanted.abs().max())
 
 
+class Unreadable:
+    """An object that cannot be looked at."""
+
+    __slots__ = ("number",)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "number":
+            raise RuntimeError("not to be read")
+        return super().__getattribute__(name)
+
+
+def test_what_cannot_be_looked_at_leaves_no_old_numbers() -> None:
+    """Else the next compile would put weights back to what they were before more training."""
+    network = classifier()
+    network.unreadable = Unreadable()
+    with pytest.raises(RuntimeError, match="not to be read"), unchanged(network):
+        pass
+    del network.unreadable
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(2)
+    numbers = [parameter.clone() for parameter in network.parameters()]
+    with unchanged(network):
+        pass
+    assert all(map(torch.equal, network.parameters(), numbers))
+
+
 def test_a_network_that_is_trained_on(tmp_path: Path) -> None:
     """What is saved is what was compiled and verified."""
     network = classifier()

@@ -10,7 +10,7 @@ keeps its value and has its backward replaced by the rule.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -235,16 +235,16 @@ def _run(
         kept.append(output.clone())
         return kept[0].clone()  # what follows may work in place
 
-    end = WatchedEnd()
+    end = None if outputs.taken_off is None else WatchedEnd()
     hook = None if layer is None else module.get_submodule(layer).register_forward_hook(keep)
     try:
-        with SoftenedGates(rules, scopes, jitter, seed), scopes.following(module), end:
+        with SoftenedGates(rules, scopes, jitter, seed), scopes.following(module), end or nullcontext():
             output = module(pixels)
     finally:
         if hook is not None:
             hook.remove()
     logits = logits_of(output)
-    if outputs.taken_off is not None:
+    if end is not None and outputs.taken_off is not None:
         logits = end.before(logits, outputs.taken_off, len(image))
     if logits.ndim < 2:  # one output a picture; and squeeze() takes away a batch of one
         logits = logits.reshape(len(image), -1)
