@@ -46,7 +46,7 @@ def soften(module: fx.GraphModule, softening: Softening) -> tuple[GateCount, ...
     for node, gate in known.items():
         if node not in whole:
             if (
-                node.target in RECOGNISERS
+                _named(node) is not None
             ):  # a part of another one, which is left as it is if its rule is `hard`
                 with builder.replacing(node):
                     new[node] = _call(builder, node, gate, new, "hard", None)
@@ -55,7 +55,7 @@ def soften(module: fx.GraphModule, softening: Softening) -> tuple[GateCount, ...
         path = str(node.meta["path"])
         rule, tau = softening.gate(gate.kind, path)
         found.append((gate.kind, path))
-        if rule == "hard" and node.target not in RECOGNISERS:
+        if rule == "hard" and _named(node) is None:
             continue  # what it is written out of has PyTorch's own derivative, to the tie
         with builder.replacing(node):
             new[node] = _call(builder, node, gate, new, rule, tau)
@@ -79,11 +79,15 @@ def _known(module: fx.GraphModule) -> dict[fx.Node, Gate]:
     known: dict[fx.Node, Gate] = {}
     spellings = Spellings(module, depends_on(graph, image), influenced_by(graph, image), known)
     for node in graph.nodes:
-        named = RECOGNISERS[node.target](*node.args, **node.kwargs) if node.target in RECOGNISERS else None
-        gate = named or spellings.gate(node)
+        gate = _named(node) or spellings.gate(node)
         if gate is not None:
             known[node] = gate
     return known
+
+
+def _named(node: fx.Node) -> Gate | None:
+    """The gate that is this one op."""
+    return RECOGNISERS[node.target](*node.args, **node.kwargs) if node.target in RECOGNISERS else None
 
 
 def _whole(module: fx.GraphModule, known: dict[fx.Node, Gate]) -> dict[fx.Node, Gate]:

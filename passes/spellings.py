@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,8 @@ from torch import Tensor, fx
 
 from sptrace import gates
 from sptrace.graph import Target, is_batch, parameter, shape, value
+from sptrace.passes import curves
+from sptrace.passes.curves import Curve
 
 aten = torch.ops.aten
 
@@ -89,12 +91,17 @@ class Spellings:
         2. c z above 0 and d z below                                ->  relu (d = 0), leaky_relu (d / c)
         3. maximum(a, b), where(a > b, a, b); minima                ->  amax over the two; -amax of -a and -b
         4. amax(z, dims), first_maximum                             ->  amax
+        5. z (1 + erf(z / sqrt 2)) / 2, z relu6(z + 3) / 6 ...      ->  gelu, hardswish ... (`passes.curves`)
         """
         if node not in self._dependent or not _is_map(node) or node.meta.get("written_for") in NO_GATES:
             return None
         self._read.clear()
         return (
-            self._clamp(node) or self._two_slopes(node) or self._largest_of_two(node) or self._largest(node)
+            self._clamp(node)
+            or self._two_slopes(node)
+            or self._largest_of_two(node)
+            or self._largest(node)
+            or self._curve(node)
         )
 
     def _clamp(self, node: fx.Node) -> Gate | None:
@@ -124,7 +131,7 @@ class Spellings:
         return z, min(max(lower, low), high), min(max(upper, low), high)
 
     def _two_slopes(self, node: fx.Node) -> Gate | None:
-        for z in self._inputs(node):
+        for z in self._inputs(node, VALUES):
             found = self._value(node, z)
             if found is None or found.degree != 1:
                 continue
@@ -139,16 +146,35 @@ class Spellings:
                 return Gate("leaky_relu", gates.leaky_relu, (z, below / above), above)
         return None
 
-    def _inputs(self, node: fx.Node) -> Iterator[fx.Node]:
-        """What the node may be a function of, the nearest first: maps of its own shape."""
+    def _inputs(self, node: fx.Node, through: Collection[Target]) -> Iterator[fx.Node]:
+        """What the node may be a function of by such ops, the nearest first: maps of its own shape."""
         seen, layer = {node}, [node]
         for _ in range(REACH):
-            above = [given for one in layer if one.target in VALUES for given in one.all_input_nodes]
+            above = [given for one in layer if one.target in through for given in one.all_input_nodes]
             layer = [one for one in dict.fromkeys(above) if one in self._influenced and one not in seen]
             seen.update(layer)
             for one in layer:
                 if one in self._dependent and _is_map(one) and shape(one) == shape(node):
                     yield one
+
+    def _curve(self, node: fx.Node) -> Gate | None:
+        """A gate that is no straight line; others that it is written with, a ReLU6 of a Hardswish, are its parts."""
+        if node.target in ENDS_OF_CURVES and curves.bends(node, REACH):
+            for z in self._inputs(node, curves.POINTWISE):
+                sampled = curves.values(
+                    node, lambda one, z=z: self._first[one] is self._first[z], self.number
+                )
+                curve = None if sampled is None else curves.named(sampled)
+                if curve is not None and not self._is_multiple(node, curve, z):
+                    return Gate(
+                        curve.kind, curve.target, (z, *curve.parameters), curve.factor, curve.mirrored
+                    )
+        return None
+
+    def _is_multiple(self, node: fx.Node, curve: Curve, z: fx.Node) -> bool:
+        """Is it that very gate, found already, times a number?"""
+        found = [self._known[one] for one in node.all_input_nodes if one in self._known]
+        return any((gate.kind, gate.arguments[0]) == (curve.kind, z) for gate in found)
 
     def _value(self, item: object, z: fx.Node, *, passing: bool = False) -> Value | None:
         """The item as a function of z; None if it is none, or not such a one.
@@ -237,6 +263,18 @@ def _first_of_equal_views(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
             first[node] = seen.setdefault(f"{node.target} {read}", node)
     return first
 
+
+ENDS_OF_CURVES: set[Target] = {
+    aten.add.Tensor,
+    aten.div.Tensor,
+    aten.log.default,
+    aten.log1p.default,
+    aten.mul.Tensor,
+    aten.neg.default,
+    aten.sub.Tensor,
+    aten.where.self,
+}
+"""The last op of a smooth gate."""
 
 NO_GATES: set[Target] = {
     aten.aminmax.default,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -109,6 +110,111 @@ def _corners(x: Tensor) -> list[Tensor]:
     return [x[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)]
 
 
+def _exponential_below(x: Tensor) -> Tensor:
+    x = x * 1.0
+    x[x < 0] = torch.exp(x[x < 0]) - 1
+    return x
+
+
+CURVES: dict[str, tuple[Map, dict[str, Map]]] = {
+    "gelu": (
+        F.gelu,
+        {
+            "x / 2 (1 + erf)": lambda x: 0.5 * x * (1.0 + torch.erf(x / math.sqrt(2.0))),
+            "x ((erf + 1) / 2)": lambda x: x * ((torch.erf(x * 0.70710678) + 1) / 2),
+            "erfc": lambda x: 0.5 * x * torch.erfc(-x / 2**0.5),
+            "x / 2 + x / 2 erf": lambda x: x * 0.5 + 0.5 * x * torch.special.erf(x / 1.41421356),
+        },
+    ),
+    "gelu tanh": (
+        lambda x: F.gelu(x, approximate="tanh"),
+        {
+            "new": lambda x: (
+                0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
+            ),
+            "fast": lambda x: 0.5 * x * (1.0 + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x))),
+            "sigmoid": lambda x: x * torch.sigmoid(1.5957691216 * (x + 0.044715 * x**3)),
+        },
+    ),
+    "silu": (
+        F.silu,
+        {
+            "x / (1 + exp(-x))": lambda x: x / (1 + torch.exp(-x)),
+            "x (1 / (1 + exp))": lambda x: x * (1 / (1 + (-x).exp())),
+            "x (1 + tanh(x / 2)) / 2": lambda x: x * (1 + torch.tanh(x / 2)) / 2,
+            "x sigmoid": lambda x: x * torch.sigmoid(x),
+            "mul_": lambda x: (1.0 * x).mul_(x.sigmoid()),
+        },
+    ),
+    "quick gelu": (
+        lambda x: x * torch.sigmoid(1.702 * x),
+        {
+            "exp": lambda x: x / (1 + torch.exp(-1.702 * x)),
+            "tensor": lambda x: x * torch.sigmoid(x.new_tensor(1.702) * x),
+        },
+    ),
+    "hardswish": (
+        F.hardswish,
+        {
+            "x relu6(x + 3) / 6": lambda x: x * F.relu6(x + 3) / 6,
+            "x (relu6(x + 3) / 6)": lambda x: x * (F.relu6(x + 3.0) / 6.0),
+            "in place": lambda x: F.relu6(x + 3, inplace=True).div_(6).mul(x),
+            "clamp": lambda x: x * (x + 3).clamp(0, 6) / 6,
+            "clamp(0, 1)": lambda x: x * torch.clamp(x / 6 + 0.5, 0, 1),
+            "hardtanh": lambda x: x * F.hardtanh(x + 3, 0.0, 6.0) / 6.0,
+            "min, relu": lambda x: x * F.relu(x + 3).clamp(max=6) * (1 / 6),
+        },
+    ),
+    "mish": (
+        F.mish,
+        {
+            "softplus": lambda x: x * torch.tanh(F.softplus(x)),
+            "log(1 + exp)": lambda x: x * torch.tanh(torch.log(1 + torch.exp(x))),
+            "log1p": lambda x: torch.log1p(x.exp()).tanh() * x,
+            "quotient": lambda x: x * (((1 + x.exp()) ** 2 - 1) / ((1 + x.exp()) ** 2 + 1)),
+        },
+    ),
+    "softplus": (
+        lambda x: F.softplus(x, 2.0),
+        {
+            "log": lambda x: torch.log(1 + torch.exp(2 * x)) / 2,
+            "log1p": lambda x: torch.log1p(torch.exp(2 * x)) * 0.5,
+        },
+    ),
+    "elu": (
+        F.elu,
+        {
+            "where": lambda x: torch.where(x > 0, x, torch.exp(x) - 1),
+            "expm1": lambda x: torch.where(x < 0, torch.expm1(x), x),
+            "relu + min": lambda x: F.relu(x) + torch.clamp(torch.exp(x) - 1, max=0),
+            "relu - relu": lambda x: F.relu(x) - F.relu(1 - torch.exp(x)),
+            "exp(min)": lambda x: F.relu(x) + torch.exp(x.clamp(max=0)) - 1,
+            "x[x < 0]": _exponential_below,
+        },
+    ),
+    "elu, alpha": (
+        lambda x: F.elu(x, 0.7),
+        {"where": lambda x: torch.where(x > 0, x, 0.7 * (torch.exp(x) - 1))},
+    ),
+    "selu": (
+        F.selu,
+        {
+            "where": lambda x: (
+                1.0507009873554805 * torch.where(x >= 0, x, 1.6732632423543772 * torch.expm1(x))
+            ),
+        },
+    ),
+    "celu": (
+        lambda x: F.celu(x, 2.0),
+        {"max + min": lambda x: x.clamp(min=0) + (2 * (torch.exp(x / 2) - 1)).clamp(max=0)},
+    ),
+    "silu in the mirror": (
+        lambda x: -3 * F.silu(-x),
+        {"exp": lambda x: 3 * x / (1 + torch.exp(x)), "sigmoid": lambda x: 3 * x * torch.sigmoid(-x)},
+    ),
+}
+"""Of each smooth gate PyTorch's own function, and how it is written out of others."""
+
 MAX_POOLS: dict[str, Map] = {
     "view, amax": lambda x: _tiles(x).amax((3, 5)),
     "unfold, amax": lambda x: x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2)),
@@ -122,6 +228,13 @@ MAX_POOLS: dict[str, Map] = {
 
 
 NO_GATES: dict[str, Map] = {
+    "x tanh(x)": lambda x: x * torch.tanh(x),
+    "x (1 + erf(x))": lambda x: x * (1 + torch.erf(x)),
+    "x sigmoid(y)": lambda x: x * torch.sigmoid(x.flip(1)),
+    "x sigmoid(mean)": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+    "one sharpness a channel": lambda x: x / (1 + torch.exp(-x * x.new_tensor([1.0, 2.0]).reshape(2, 1, 1))),
+    "sigmoid": torch.sigmoid,
+    "x sigmoid(x + 1)": lambda x: x * torch.sigmoid(x + 1),
     "clamp(min=0.5)": lambda x: x.clamp(min=0.5),
     "a number below": lambda x: torch.where(x > 0, x, 2.0),
     "a threshold": lambda x: torch.where(x > 0.5, x, 0.0),

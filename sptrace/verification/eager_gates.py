@@ -28,9 +28,11 @@ def _leaky(
     return slope + (1 - slope) * _step(z, tau)
 
 
-def _elu(z: Tensor, tau: float, form: str = "elu", alpha: float = 1.0, **_: Any) -> Tensor:
+def _elu(
+    z: Tensor, tau: float, form: str = "elu", alpha: float = 1.0, slope: float = 1.0, **_: Any
+) -> Tensor:
     """1 above 0 and y / z below, the step between them softened; a SELU's scale multiplies both."""
-    scale, slope = 1.0, 1.0
+    scale = 1.0
     if form == "selu":
         alpha, scale = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
     if form == "celu":

@@ -53,10 +53,13 @@ def _ordinary(func: Any, z: Tensor, at: Tensor, args: Sequence[Any], kwargs: Map
     return pullback
 
 
-def _as_gate(
-    found: eager_spellings.Slopes | eager_spellings.Bounds,
-) -> tuple[str, dict[str, Any], float, bool]:
+OfOneMap = eager_spellings.Slopes | eager_spellings.Bounds | eager_spellings.Curve
+
+
+def _as_gate(found: OfOneMap) -> tuple[str, dict[str, Any], float, bool]:
     """Kind, arguments, factor, and whether it is the gate of -z."""
+    if isinstance(found, eager_spellings.Curve):
+        return found.shape.kind, dict(found.shape.arguments), found.shape.factor, found.shape.mirrored
     if isinstance(found, eager_spellings.Bounds):
         if found.high == 0:
             return "relu6", {"max_val": -found.low}, -1.0, True
@@ -116,10 +119,11 @@ class SoftenedGates(TorchFunctionMode):
             with self:
                 return OPENED[name](*args, **kwargs)
         made = eager_spellings.made_by(name, func, args, kwargs)
-        kinked = made is not None and made.kinked and read(func, args, kwargs) is None
+        is_product = eager_products.self_gate(name, args) is not None
+        is_named = is_product or read(func, args, kwargs) is not None
         reduced = eager_maxima.reduced(name, args, kwargs)
-        if made is not None and kinked:
-            result, made.gate = self._kinked(made)
+        if made is not None and (made.kinked or made.curved) and not is_named:
+            result, made.gate = self._spelled(made)
             if made.in_place:
                 result = args[0].copy_(result)
             else:
@@ -129,12 +133,13 @@ class SoftenedGates(TorchFunctionMode):
         else:
             result = self._named(name, func, args, kwargs)
             if made is not None:
-                made.gate = read(func, args, kwargs) is not None
+                made.gate = is_named
+                made.curved = made.curved and not is_product
         if made is not None and isinstance(result, Tensor):
             eager_spellings.note(result, made)
         return None if name == "setitem" else result
 
-    def _kinked(self, made: eager_spellings.Made) -> tuple[Tensor, bool]:
+    def _spelled(self, made: eager_spellings.Made) -> tuple[Tensor, bool]:
         """The result of a call that may end a gate written out of several; and whether it does."""
         result = made.run(lambda token: token.tensor)
         found = eager_spellings.find(made, result)
@@ -145,6 +150,7 @@ class SoftenedGates(TorchFunctionMode):
             over = self._over_dimensions(z, [1], found.largest)
             pullback = None if over is None else (lambda cotangent: over(cotangent.unsqueeze(1)))
         else:
+            made.curved = made.curved and not isinstance(found, eager_spellings.Curve)
             z = found.z.tensor
             pullback = self._of_one_map(made, found, result)
         if pullback is None:
@@ -155,14 +161,14 @@ class SoftenedGates(TorchFunctionMode):
     def _of_one_map(
         self,
         made: eager_spellings.Made,
-        found: eager_spellings.Slopes | eager_spellings.Bounds,
+        found: OfOneMap,
         result: Tensor,
     ) -> Pullback | None:
         """The pullback of factor * gate(z), or of factor * gate(-z); None: it is the ordinary one."""
         kind, arguments, factor, mirrored = _as_gate(found)
         make_pullback, tau = self._rule(kind)
-        # A clamp of a ReLU is one gate: by its own rule, not by that of the ReLU.
-        if make_pullback is None and self.jitter == 0 and not isinstance(found, eager_spellings.Bounds):
+        # A clamp of a ReLU is one gate, and a Hardswish of a ReLU6: by its own rule, not by that of the parts.
+        if make_pullback is None and self.jitter == 0 and isinstance(found, eager_spellings.Slopes):
             return None
         z, sign = found.z.tensor.detach(), -1.0 if mirrored else 1.0
         with torch.no_grad():
@@ -174,8 +180,9 @@ class SoftenedGates(TorchFunctionMode):
                 softened = make_pullback(sign * place, heated, **arguments)
                 return lambda cotangent: sign * softened(factor * cotangent)
 
-            pullback = at(self._beside(z, kind))
-            if make_pullback in _JUMPING:
+            jumps = kind in _JUMPS
+            pullback = at(self._beside(z, kind) if jumps else z)
+            if jumps and make_pullback in _JUMPING:
                 self._count(kind, result, pullback, lambda: at(z))
         return pullback
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from sptrace.verification import eager_curves
+
 REACH = 8
 """How many calls may lie between a gate's input and its output."""
 
@@ -62,19 +64,51 @@ CLAMPING = frozenset(
     ]
 )
 
+CURVED = frozenset(
+    [
+        "clamp",
+        "clip",
+        "clamp_max",
+        "elu",
+        "erf",
+        "erfc",
+        "exp",
+        "expit",
+        "expm1",
+        "hardsigmoid",
+        "hardtanh",
+        "max",
+        "maximum",
+        "min",
+        "minimum",
+        "relu6",
+        "rpow",
+        "sigmoid",
+        "softplus",
+        "tanh",
+    ]
+)
+"""One of these is in every gate that is no straight line."""
+
 _KINKED = (
     COMPARING - {"detach"}
     | CLAMPING
     | frozenset(["abs", "absolute", "where", "masked_fill", "setitem", "index_put", "sqrt", "threshold"])
 )
 
-_SMOOTH = frozenset(
+_SMOOTH = CURVED | frozenset(
     [
+        "addcdiv",
+        "addcmul",
+        "log",
+        "log1p",
+        "reciprocal",
         "add",
         "radd",
         "iadd",
         "sub",
         "subtract",
+        "rdiv",
         "rsub",
         "isub",
         "mul",
@@ -143,7 +177,8 @@ class Token(NamedTuple):
 class Made:
     """How a tensor was made: by a call with arguments in which tensors are tokens.
 
-    `gate`: what is known to be one. `kinked`: is there a kink that is no gate's so far?
+    `gate`: what is known to be one. `kinked`: is there a kink that is no gate's so far? `curved`: is it more than a
+    line, and no gate written out so far? `roots`: what all of it was made of that depends on the image.
     """
 
     name: str
@@ -152,12 +187,17 @@ class Made:
     kwargs: Mapping[str, Any]
     in_place: bool
     kinked: bool = field(init=False)
+    curved: bool = field(init=False)
+    roots: frozenset[Token] = field(init=False)
     gate: bool = False
 
     def __post_init__(self) -> None:
-        self.kinked = self.name in _KINKED or any(
-            made is not None and made.kinked for made in map(_made, self.tokens)
-        )
+        given = [(token, _made(token)) for token in self.tokens]
+        origins = [made for _, made in given if made is not None]
+        self.kinked = self.name in _KINKED or any(made.kinked for made in origins)
+        self.curved = self.name in CURVED or any(made.curved for made in origins)
+        own = (token for token, made in given if made is None and is_marked(token.tensor))
+        self.roots = frozenset(own).union(*(made.roots for made in origins))
 
     @property
     def tokens(self) -> list[Token]:
@@ -190,6 +230,13 @@ class Bounds(NamedTuple):
     z: Token
     low: float
     high: float
+
+
+class Curve(NamedTuple):
+    """The result is a smooth gate of z."""
+
+    z: Token
+    shape: eager_curves.Shape
 
 
 class Larger(NamedTuple):
@@ -240,8 +287,8 @@ def made_by(name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
         (tuple(args), dict(kwargs)),
     )
     made = Made(name, func, args, kwargs, in_place)
-    # Sums of maps without a kink gate nothing, and would keep all maps of a network in memory.
-    return made if made.kinked or len({id(item) for item in marked}) == 1 else None
+    # Sums of maps that are lines gate nothing, and would keep all maps of a network in memory.
+    return made if made.kinked or made.curved or len(made.roots) == 1 else None
 
 
 def _is_mask(index: Any) -> bool:
@@ -260,10 +307,16 @@ def note(result: Tensor, made: Made) -> None:
     notes[result._version] = made
 
 
-def find(made: Made, result: Tensor) -> Slopes | Bounds | Larger | None:
+def find(made: Made, result: Tensor) -> Slopes | Bounds | Larger | Curve | None:
     """The gate that `result` is, the value that `made` made; None if it is none."""
-    if not made.kinked or not result.is_floating_point():
+    if not result.is_floating_point():
         return None
+    return (_find_kinked(made, result) if made.kinked else None) or (
+        _curve(made, result) if made.curved else None
+    )
+
+
+def _find_kinked(made: Made, result: Tensor) -> Slopes | Bounds | Larger | None:
     candidates = [token for token in _ancestors(made) if token.tensor.shape == result.shape]
     if made.name in CLAMPING:
         for z in _ancestors(made, through=CLAMPING):
@@ -284,11 +337,11 @@ def find(made: Made, result: Tensor) -> Slopes | Bounds | Larger | None:
 
 def ordinary(made: Made, z: Token, at: Tensor) -> Callable[[Tensor], Tensor]:
     """The ordinary pullback of a value to z, taken at another place."""
+    leaf = at.detach().clone().requires_grad_()  # a copy: the network may write into its own later
 
     def pullback(cotangent: Tensor) -> Tensor:
         with torch.enable_grad():
-            leaf = at.detach().clone().requires_grad_()
-            return torch.autograd.grad(_repeat(made, {z: leaf}, CLAMPING), leaf, cotangent)[0]
+            return torch.autograd.grad(_repeat(made, {z: leaf}, _KINKED | _SMOOTH), leaf, cotangent)[0]
 
     return pullback
 
@@ -377,6 +430,22 @@ def _bounds(made: Made, z: Token) -> Bounds | None:
     return (
         Bounds(z, low, high) if answer is not None and torch.equal(answer, probe.clamp(low, high)) else None
     )
+
+
+def _curve(made: Made, result: Tensor) -> Curve | None:
+    """A gate that is no straight line; others that it is written with, as a Hardswish with a ReLU6, are its parts."""
+    for z in _ancestors(made):
+        if z.tensor.shape != result.shape:
+            continue
+        probes = eager_curves.probes(result.shape)
+        answers = [_try(made, {z: probe}, _KINKED | _SMOOTH) for probe in probes[:1]]
+        if answers[0] is None or answers[0].shape != result.shape:
+            continue
+        answers += [_try(made, {z: probe}, _KINKED | _SMOOTH) for probe in probes[1:]]
+        shape = eager_curves.shape_of(probes, torch.stack(answers))  # type: ignore[arg-type]
+        if shape is not None:
+            return Curve(z, shape)
+    return None
 
 
 def _larger(made: Made, first: Token, second: Token) -> Larger | None:

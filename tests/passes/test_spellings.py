@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 import torch.nn.functional as F
-from gate_spellings import LEAKY_RELUS, MAX_POOLS, NO_GATES, RELU6S, RELUS
+from gate_spellings import CURVES, LEAKY_RELUS, MAX_POOLS, NO_GATES, RELU6S, RELUS
 from rule_checks import Op, SideBySide, check_jacobians, check_ordinary, compile_pullback, numbers
 from torch import Tensor, nn
 
@@ -46,6 +46,13 @@ def check_alike(spellings: Mapping[str, Map], named: Map, softening: Softening |
     ],
 )
 def test_a_spelling_is_its_gate(spellings: Mapping[str, Map], named: Map, preset: str) -> None:
+    check_alike(spellings, named, Softening(preset, scale="sample"), 4 * numbers(2, 3, 4, 4, seed=3).double())
+
+
+@pytest.mark.parametrize("preset", ["relative", "paper", "hard"])
+@pytest.mark.parametrize("name", CURVES)
+def test_a_smooth_spelling_is_its_gate(name: str, preset: str) -> None:
+    named, spellings = CURVES[name]
     check_alike(spellings, named, Softening(preset, scale="sample"), 4 * numbers(2, 3, 4, 4, seed=3).double())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from gate_spellings import LEAKY_RELUS, MAX_POOLS, NO_GATES, RELU6S, RELUS
+from gate_spellings import CURVES, LEAKY_RELUS, MAX_POOLS, NO_GATES, RELU6S, RELUS
 from rule_checks import Op, numbers
 from small_networks import images, small
 from torch import Tensor, nn
@@ -27,6 +27,11 @@ SPELLINGS = [
         for name, spelling in LEAKY_RELUS.items()
     ),
     *(("relu6", name, spelling, F.relu6) for name, spelling in RELU6S.items()),
+    *(
+        (kind, name, spelling, named)
+        for kind, (named, spellings_of) in CURVES.items()
+        for name, spelling in spellings_of.items()
+    ),
     *(("max_pool", name, spelling, lambda x: F.max_pool2d(x, 2)) for name, spelling in MAX_POOLS.items()),
 ]
 
@@ -65,9 +70,16 @@ def test_scales_are_measured_where_they_are_used() -> None:
         assert given == pytest.approx(wanted, rel=1e-12), name
 
 
-@pytest.mark.parametrize("spelling", ["where >", "(x + |x|) / 2", "mul_"])
-def test_a_gate_that_the_compiler_misses_is_refused(spelling: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = small(lambda self, x: RELUS[spelling](self.conv(x)).mean((2, 3)), conv=nn.Conv2d(3, 4, 3))
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        *(RELUS[name] for name in ("where >", "(x + |x|) / 2", "mul_")),
+        CURVES["silu"][1]["x / (1 + exp(-x))"],
+        CURVES["hardswish"][1]["x relu6(x + 3) / 6"],
+    ],
+)
+def test_a_gate_that_the_compiler_misses_is_refused(spelling: Map, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = small(lambda self, x: spelling(self.conv(x)).mean((2, 3)), conv=nn.Conv2d(3, 4, 3))
     monkeypatch.setattr(spellings.Spellings, "gate", lambda self, node: None)
     with pytest.raises(sptrace.VerificationError, match=re.escape("the attribution")):
         sptrace.compile(network, images(1, 8))
@@ -114,3 +126,26 @@ def test_a_network_of_spellings_is_compiled_as_its_twin() -> None:
         for one in (written, named)
     )
     assert torch.linalg.vector_norm(given - wanted) <= 1e-5 * torch.linalg.vector_norm(wanted)
+
+
+def test_a_network_of_smooth_spellings_is_compiled_as_its_twin() -> None:
+    def network(gates: list[Map]) -> nn.Module:
+        def body(self: nn.Module, x: Tensor) -> Tensor:
+            x = 2 * self.conv(x)  # type: ignore[operator]
+            return self.head(torch.cat([gate(x) for gate in gates], 1).mean((2, 3)))  # type: ignore[no-any-return, operator]
+
+        return small(body, conv=nn.Conv2d(3, 4, 3, padding=1), head=nn.Linear(4 * len(gates), 4))
+
+    several = [
+        (named, spelling) for named, spellings_of in CURVES.values() for spelling in spellings_of.values()
+    ]
+    softening = Softening(overrides={"*": {"softplus": 0.5}})
+    given, wanted = (
+        sptrace.compile(network([pair[side] for pair in several]), images(1, 8), softening=softening)
+        for side in (1, 0)
+    )
+    pictures = images(3, 8, seed=9), torch.full((3,), -1)
+    given_map, wanted_map = (one.module(*pictures)[0] for one in (given, wanted))
+    assert torch.linalg.vector_norm(given_map - wanted_map) <= 1e-5 * torch.linalg.vector_norm(wanted_map)
+    assert given.description.gates == wanted.description.gates
+    assert not given.description.left_hard
