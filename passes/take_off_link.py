@@ -10,8 +10,9 @@ from torch import fx, ops
 
 from sptrace.graph import GraphBuilder, depends_on, placeholder
 from sptrace.passes.canonicalize_splits import canonicalize_splits
+from sptrace.passes.expressions import SIZES
 from sptrace.passes.functionalize import functionalize
-from sptrace.passes.link_ends import SIGMOIDS, SIZES, SOFTMAXES, Ends
+from sptrace.passes.link_ends import SIGMOIDS, SOFTMAXES, Ends
 from sptrace.passes.remove_casts import CASTS
 from sptrace.passes.remove_identities import COPIES, DROPOUTS
 
