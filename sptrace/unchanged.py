@@ -10,7 +10,7 @@ import functools
 import gc
 import random
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 _FOREIGN = frozenset(
     {*sys.stdlib_module_names, "torch", "numpy", "onnx", "onnxruntime", "onnx_ir", "sptrace"}
 )
+_MISSING = object()
 _ATOMS = (str, bytes, int, float, complex, bool, type(None), range, torch.dtype, torch.device, torch.Size)
 _LARGEST = 200_000
 """How many objects are looked at: a network is thousands; whatever refers to more is no network."""
@@ -66,7 +67,6 @@ _HELD: dict[int, Tensor] = {}
 """The numbers of parameters, by their `id`, that some snapshot has: one copy is enough."""
 
 _LruCache = type(functools.lru_cache(lambda: None))
-_MISSING = object()
 
 
 @contextmanager
@@ -128,26 +128,39 @@ class Snapshot:
             del _HELD[self._held.pop()]
 
     def _keep(self, found: object) -> None:
-        """Remember a thing that can change, and look at what it refers to."""
+        """Remember a thing that can change, and look at what it refers to.
+
+        It is taken for what its type says, and read as plain Python does: it may pretend to be something else, or have
+        a `get`, `__len__` or `__getattr__` of its own.
+        """
+        kind = type(found)
         if isinstance(found, Tensor):
             self._keep_tensor(found)
-        elif isinstance(found, dict):
+        elif issubclass(kind, tuple | frozenset):
+            self._todo.extend(_items(found))
+            self._keep_more(found)
+        elif issubclass(kind, dict):
             self._keep_dict(found)
-        elif isinstance(found, list | set | deque):
+            self._keep_more(found)
+        elif issubclass(kind, list | set | deque):
             self._keep_collection(found)
-        elif isinstance(found, tuple | frozenset):
-            self._todo.extend(found)
-        elif isinstance(found, type):
+            self._keep_more(found)
+        elif issubclass(kind, type):
             self._keep_class(found)
-        elif isinstance(found, FunctionType):
+        elif kind is FunctionType:
             self._keep_function(found)
-        elif isinstance(found, CellType):
+        elif kind is CellType:
             self._keep_cell(found)
-        elif isinstance(found, _LruCache):
+        elif kind is _LruCache:
             self._keep_cache(found)
-        elif isinstance(found, MethodType | partial | property | classmethod | staticmethod):
+        elif issubclass(kind, MethodType | partial | property | classmethod | staticmethod):
             self._todo.extend(gc.get_referents(found))
-        elif not isinstance(found, ModuleType | BuiltinFunctionType):
+        elif not issubclass(kind, ModuleType | BuiltinFunctionType):
+            self._keep_object(found)
+
+    def _keep_more(self, found: object) -> None:
+        """What an object of a class made of a collection has beside its items."""
+        if type(found) not in _COLLECTIONS:
             self._keep_object(found)
 
     def _keep_tensor(self, tensor: Tensor) -> None:
@@ -182,25 +195,30 @@ class Snapshot:
             self._held.add(id(tensor))
         return _HELD[id(tensor)]
 
-    def _keep_dict(self, found: dict[Any, Any]) -> None:
-        items = dict(found)
+    def _keep_dict(self, found: Any) -> None:
+        plain = _plain(found)
+        items: dict[Any, Any] = dict(plain.items(found))
         self.applies.extend((found, key) for key, item in items.items() if _is_apply(item))
 
         def undo() -> None:
-            if not _same(found, items):
-                found.clear()
-                found.update(items)
+            now = dict(plain.items(found))
+            if len(now) != len(items) or any(
+                now.get(key, _MISSING) is not item for key, item in items.items()
+            ):
+                plain.clear(found)
+                plain.update(found, items)
 
         self._undo.append(undo)
         self._todo.extend(items.values())
 
-    def _keep_collection(self, found: list[Any] | set[Any] | deque[Any]) -> None:
-        items = list(found)
+    def _keep_collection(self, found: Any) -> None:
+        plain, items = _plain(found), _items(found)
 
         def undo() -> None:
-            if len(found) != len(items) or any(a is not b for a, b in zip(found, items, strict=True)):
-                found.clear()
-                (found.update if isinstance(found, set) else found.extend)(items)
+            now = _items(found)
+            if len(now) != len(items) or any(a is not b for a, b in zip(now, items, strict=True)):
+                plain.clear(found)
+                (plain.update if plain is set else plain.extend)(found, items)
 
         self._undo.append(undo)
         self._todo.extend(items)
@@ -216,9 +234,9 @@ class Snapshot:
                 if name.startswith("__") or vars(found).get(name, _MISSING) is items.get(name, _MISSING):
                     continue
                 if name in items:
-                    setattr(found, name, items[name])
+                    type.__setattr__(found, name, items[name])
                 else:
-                    delattr(found, name)
+                    type.__delattr__(found, name)
 
         self._undo.append(undo)
         self._todo.extend(items.values())
@@ -275,26 +293,42 @@ class Snapshot:
     def _keep_object(self, found: object) -> None:
         self._todo.append(type(found))
         if isinstance(found, nn.Module) or not _is_foreign(type(found).__module__):
-            self._todo.append(getattr(found, "__dict__", None))
+            self._todo.append(_read(found, "__dict__"))
             for kind in type(found).__mro__:
                 slots = vars(kind).get("__slots__", ())
                 for name in (slots,) if isinstance(slots, str) else slots:
                     self._keep_slot(found, name)
 
     def _keep_slot(self, found: object, name: str) -> None:
-        item = getattr(found, name, _MISSING)
+        item = _read(found, name)
 
         def undo() -> None:
-            if getattr(found, name, _MISSING) is not item:
-                setattr(found, name, item)
+            if _read(found, name) is not item:
+                object.__setattr__(found, name, item)
 
         if item is not _MISSING:
             self._undo.append(undo)
             self._todo.append(item)
 
 
-def _same(found: dict[Any, Any], items: dict[Any, Any]) -> bool:
-    return len(found) == len(items) and all(found.get(key, _MISSING) is item for key, item in items.items())
+_COLLECTIONS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque, tuple, frozenset)
+
+
+def _plain(found: object) -> Any:
+    """Python's own class that a collection is of, whose methods nobody has replaced."""
+    return next(kind for kind in _COLLECTIONS if issubclass(type(found), kind))
+
+
+def _items(found: object) -> list[Any]:
+    return list(_plain(found).__iter__(found))
+
+
+def _read(found: object, name: str) -> Any:
+    """An attribute that is there, without asking `__getattr__`."""
+    try:
+        return object.__getattribute__(found, name)
+    except AttributeError:
+        return _MISSING
 
 
 def _is_foreign(module: object) -> bool:

@@ -151,16 +151,26 @@ def _model(weight: np.ndarray, size: tuple[int, int]) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="session")
-def lite0(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """EfficientNet-Lite0 with ImageNet weights, by program: an artifact that takes photographs and draws."""
+def lite0(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """EfficientNet-Lite0 with ImageNet weights, by program and size: an artifact that takes photographs and draws."""
     from sptrace.cli import main
 
     folder = tmp_path_factory.mktemp("lite0")
 
-    def artifact(program: str) -> Path:
-        path = folder / f"{program}.onnx"
+    def artifact(program: str, size: int = 224) -> Path:
+        path = folder / f"{program}-{size}.onnx"
         if not path.exists():
-            options = ["--program", program, "--input", "uint8", "--overlay", "-o", str(path)]
+            options = [
+                "--program",
+                program,
+                "--size",
+                str(size),
+                "--input",
+                "uint8",
+                "--overlay",
+                "-o",
+                str(path),
+            ]
             with pytest.raises(SystemExit) as exit_:
                 main(["compile", "efficientnet_lite0", *options])
             assert exit_.value.code in (0, None)

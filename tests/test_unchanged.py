@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import random
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from small_networks import classifier, images
 from torch import Tensor, nn
 
 import sptrace
-from sptrace.unchanged import unchanged
+from sptrace.unchanged import Snapshot, unchanged
 
 GLOBAL: dict[str, Tensor] = {}
 late: Tensor
@@ -276,24 +278,96 @@ def test_weights_that_forward_writes_to(tmp_path: Path) -> None:
     assert np.abs(given.attribution - wanted.numpy()).max() <= 1e-5 * float(wanted.abs().max())
 
 
-class Unreadable:
-    """An object that cannot be looked at."""
+class Keyed(dict[Any, Any]):
+    """A dictionary that is asked in its own way, as transformers has one."""
 
-    __slots__ = ("number",)
+    def __setitem__(self, key: Any, item: Any) -> None:
+        super().__setitem__(str(key), item)
 
-    def __getattribute__(self, name: str) -> Any:
-        if name == "number":
-            raise RuntimeError("not to be read")
-        return super().__getattribute__(name)
+    def get(self, key: Any) -> Any:  # type: ignore[override]
+        return super().get(str(key)) or {}
+
+    def items(self) -> Any:
+        raise RuntimeError("not to be listed")
+
+    def __len__(self) -> int:
+        return 0
 
 
-def test_what_cannot_be_looked_at_leaves_no_old_numbers() -> None:
+class Silent(list[Any]):
+    """A list that gives its items to nobody."""
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("not to be read")
+
+
+class Pretender:
+    """A proxy: it answers to every name, and says that it is a dictionary."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return dict
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"{name}: out of context")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A thing with slots that cannot be written to, but for the brutal."""
+
+    __slots__ = ("grid",)
+    grid: Any
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.keyed, self.silent, self.pretender, self.frozen = Keyed(), Silent(), Pretender(), Frozen(None)
+        self.ordered = OrderedDict(a=1, b=2)
+        self.keyed["first"] = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.keyed["grid"] = self.keyed.grid = torch.ones_like(x)
+        self.silent.append(torch.ones_like(x))
+        object.__setattr__(self.frozen, "grid", torch.ones_like(x))
+        self.ordered.move_to_end("a")
+        self.ordered["c"] = torch.ones_like(x)
+        return (x * self.keyed.grid).mean((2, 3))
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_containers_with_manners_of_their_own(compiles: bool) -> None:
+    network = Odd().eval()
+    if compiles:
+        sptrace.compile(network, images(1), program="gradient")
+    else:
+        with unchanged(network):
+            network(images(1))
+    assert dict.__len__(network.keyed) == 1
+    assert "grid" not in vars(network.keyed)
+    assert len(network.silent) == 0
+    assert network.frozen.grid is None
+    assert list(network.ordered.items()) == [("a", 1), ("b", 2)]
+
+
+def test_what_cannot_be_looked_at_leaves_no_old_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the next compile would put weights back to what they were before more training."""
     network = classifier()
-    network.unreadable = Unreadable()
-    with pytest.raises(RuntimeError, match="not to be read"), unchanged(network):
-        pass
-    del network.unreadable
+
+    right, kept = Snapshot._keep_tensor, []
+
+    def unreadable(self: Snapshot, tensor: Tensor) -> None:
+        right(self, tensor)
+        kept.append(tensor)
+        if len(kept) == 3:
+            raise RuntimeError("not to be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Snapshot, "_keep_tensor", unreadable)
+        with pytest.raises(RuntimeError, match="not to be read"), unchanged(network):
+            pass
+    assert any(isinstance(tensor, nn.Parameter) for tensor in kept)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(2)

@@ -108,7 +108,7 @@ def close(given: list[float], expected: np.ndarray) -> bool:
 
 @pytest.mark.slow
 def test_a_photograph_is_explained(
-    browser: Any, open_page: Callable[..., None], lite0: Callable[[str], Path], rocket: Path, tmp_path: Path
+    browser: Any, open_page: Callable[..., None], lite0: Callable[..., Path], rocket: Path, tmp_path: Path
 ) -> None:
     artifact = lite0("soft_pullback")
     open_page(artifact)
@@ -206,12 +206,12 @@ def test_webgpu(
     network: str,
     browser: Any,
     open_page: Callable[..., None],
-    lite0: Callable[[str], Path],
+    lite0: Callable[..., Path],
     rocket: Path,
     tmp_path: Path,
 ) -> None:
     if network == "EfficientNet-Lite0":
-        path = lite0("soft_pullback")
+        path = lite0("soft_pullback", size=96)  # a GPU made of software takes a minute and a half for 224
     else:
         path = tmp_path / "small.onnx"
         model = transformer() if network == "transformer" else classifier()
@@ -236,7 +236,7 @@ def np_example() -> Any:
 
 @pytest.mark.slow
 def test_an_ascent_has_sliders(
-    browser: Any, open_page: Callable[..., None], lite0: Callable[[str], Path], rocket: Path
+    browser: Any, open_page: Callable[..., None], lite0: Callable[..., Path], rocket: Path
 ) -> None:
     """With short steps: what runtimes round differently grows with every long one (docs/deployment.md)."""
     from selenium.webdriver.common.keys import Keys
@@ -263,7 +263,7 @@ def test_an_ascent_has_sliders(
 
 @pytest.mark.slow
 def test_it_fits_a_phone_and_speaks_of_mistakes(
-    browser: Any, open_page: Callable[..., None], lite0: Callable[[str], Path], rocket: Path, tmp_path: Path
+    browser: Any, open_page: Callable[..., None], lite0: Callable[..., Path], rocket: Path, tmp_path: Path
 ) -> None:
     open_page(lite0("soft_pullback"))
     assert "Pictures never leave it" in browser.find_element("tag name", "body").text
@@ -283,7 +283,7 @@ def test_it_fits_a_phone_and_speaks_of_mistakes(
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_defaults_become_inputs(lite0: Callable[[str], Path], tmp_path: Path) -> None:
+def test_defaults_become_inputs(lite0: Callable[..., Path], tmp_path: Path) -> None:
     artifact, bare = lite0("pullback_ascent"), tmp_path / "bare.onnx"
     bare.write_bytes(without_defaults(artifact, ["steps", "alpha"]))
     before, after = (onnxruntime.InferenceSession(path) for path in (artifact, bare))
