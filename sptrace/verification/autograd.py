@@ -14,6 +14,7 @@ from sptrace.answers import logits_of
 from sptrace.emission import emit, saving
 from sptrace.models.network import Network
 from sptrace.softening import Softening
+from sptrace.verification.batch_norms import ContiguousCotangents
 from sptrace.verification.verify import quiet
 
 
@@ -82,7 +83,7 @@ def _logits(module: nn.Module, network: Network, image: Tensor) -> Tensor:
 
 def _gradient(module: nn.Module, network: Network, image: Tensor, target: int) -> Tensor:
     image = image.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), ContiguousCotangents():
         (gradient,) = torch.autograd.grad(_logits(module, network, image)[0, target], image)
     return gradient
 

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from sptrace.verification import eager_maxima, eager_products, eager_spellings
+from sptrace.verification.batch_norms import contiguous_cotangent
 from sptrace.verification.eager_recurrences import OPENED
 from sptrace.verification.eager_rules import RULES, Pullback, Rule, Rules, check, read, shared, softmax_over
 from sptrace.verification.eager_scopes import Scopes
@@ -231,10 +232,8 @@ class SoftenedGates(TorchFunctionMode):
         jumps = make_pullback in _JUMPING and self.jitter > 0 and kind in _JUMPS
         if make_pullback is None and not jumps:
             result = func(*args, **kwargs)
-            if name == "batch_norm" and result.requires_grad:
-                # torch 2.14.1 on the CPU: of one picture in eval mode its backward reads a cotangent with transposed
-                # strides as if it were contiguous.
-                result.register_hook(lambda cotangent: cotangent.contiguous())
+            if name == "batch_norm":
+                contiguous_cotangent(result)
             self._note_products(name, result, func, args, kwargs)
             return result
 

@@ -9,6 +9,7 @@ from sptrace.artifact import Preprocessing
 from sptrace.compiler import example_image
 from sptrace.models.network import Network
 from sptrace.verification.autograd import distances
+from sptrace.verification.batch_norms import ContiguousCotangents
 
 PREPROCESSING = Preprocessing(
     size=(16, 16), input_range=(0.0, 255.0), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
@@ -25,6 +26,40 @@ def test_a_right_gradient_is_as_near_as_pytorch_is() -> None:
     far = distances(network(), example_image(PREPROCESSING))
     assert 0 < far.program < 1e-5
     assert 0 < far.autograd < 1e-5
+
+
+class Transposed(nn.Module):
+    """A batch norm of tokens whose cotangent comes back with transposed strides, as in LeViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 8, 4, 4), nn.BatchNorm1d(8), nn.Conv2d(8, 5, 2)
+        for layer in (self.norm.running_mean, self.norm.running_var, self.norm.weight):
+            nn.init.uniform_(layer, 0.5, 1.5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        maps = self.conv(image)
+        tokens = maps.flatten(2).transpose(1, 2)
+        normed = self.norm(tokens.flatten(0, 1)).reshape_as(tokens)
+        return self.last(normed.transpose(1, 2).reshape_as(maps).tanh()).amax((2, 3))
+
+
+def test_batch_norms_of_tokens() -> None:
+    """PyTorch's own autograd goes wrong there; a step of finite differences does not."""
+    torch.manual_seed(0)
+    module = Transposed().eval()
+    far = distances(
+        Network(module, "transposed", PREPROCESSING, None, "random"), example_image(PREPROCESSING)
+    )
+    assert 0 < far.program < 1e-5
+    assert 0 < far.autograd < 1e-5
+    image, way = torch.rand(1, 3, 16, 16).double(), torch.randn(1, 3, 16, 16).double()
+    module.double()
+    leaf = image.clone().requires_grad_()
+    with ContiguousCotangents():
+        (gradient,) = torch.autograd.grad(module(leaf)[0, 2], leaf)
+    ahead, behind = (float(module(image + step * way).detach()[0, 2]) for step in (1e-5, -1e-5))
+    assert (gradient * way).sum() == pytest.approx((ahead - behind) / 2e-5, rel=1e-6)
 
 
 @pytest.mark.parametrize("factor", [1.01, -1.0])
