@@ -1,7 +1,7 @@
 """Around a fault of torch 2.14.1 on the CPU: wrong gradients of a batch norm, without a word.
 
 Of one picture in eval mode its backward reads a cotangent with transposed strides as if it were contiguous. LeViT,
-EfficientFormer and XCiT meet that, whose batch norms are of tokens.
+EfficientFormer and XCiT meet that, where maps become tokens.
 """
 
 from __future__ import annotations
