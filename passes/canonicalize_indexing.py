@@ -13,7 +13,7 @@ from sptrace.errors import UnsupportedError
 from sptrace.graph import GraphBuilder, Target, is_batch, shape, static_shape, value
 from sptrace.passes.canonicalize_copies import fixed
 from sptrace.placing import read
-from sptrace.sizes import BATCH, BATCHES
+from sptrace.sizes import BATCH, BATCHES, BatchSize
 
 aten = torch.ops.aten
 
@@ -58,7 +58,7 @@ def _index(builder: GraphBuilder, node: fx.Node, x: fx.Node, given: Sequence[fx.
             return _index_of_each(builder, node, x, chosen)
     places = {dim: fixed(builder.module, index) for dim, index in chosen.items()}
     known = {dim: place for dim, place in places.items() if place is not None}
-    if 0 in places or len(known) < len(places):
+    if len(known) < len(places) or any(isinstance(shape(x)[dim], BatchSize) for dim in places):
         where = node.meta.get("source", "source unknown")
         raise UnsupportedError(
             f"{node.target} ({where}) reads at places computed from the image, or along the batch: use constant "

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from sptrace import direction, passes
 from sptrace.artifact import GateCount, HardOp, LayerScale, Preprocessing
 from sptrace.calibration import calibrate
-from sptrace.graph import GraphBuilder, placeholder, static_shape
+from sptrace.graph import GraphBuilder, forget_constants, placeholder, static_shape
 from sptrace.independence import require_independence
 from sptrace.layout import NO_LAYER, Layout, as_map
 from sptrace.left_hard import left_hard
@@ -112,6 +112,7 @@ def assemble(
     output.meta = {"names": tuple(results)}
     (classes,) = static_shape(logits, [1])
     passes.run(passes.LOWER, module)
+    forget_constants(module, lifted.values())
     parameters = {place: (path, names[path]) for place, path in lifted.items()}
     return Assembled(module, gates, scales, hard, classes, preprocessing.input_range, parameters)
 

@@ -12,7 +12,7 @@ A node's ``meta`` holds:
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -201,6 +201,14 @@ def placeholder(graph: fx.Graph, name: str) -> fx.Node:
     """The graph's input called `name`. Its node may have a number behind that name, if another node came first."""
     found: fx.Node = next(node for node in graph.nodes if node.op == "placeholder" and node.target == name)
     return found
+
+
+def forget_constants(module: fx.GraphModule, kept: Collection[str]) -> None:
+    """Drop the constants that the graph does not read, but for those whose paths are kept: they take memory."""
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"} | set(kept)
+    for path in [path for path, _ in module.named_buffers(remove_duplicate=False) if path not in read]:
+        owner, _, leaf = path.rpartition(".")
+        delattr(module.get_submodule(owner), leaf)
 
 
 class GraphBuilder:

@@ -473,6 +473,12 @@ SELECTING: Ops = {
         x, torch.tensor([3, 0, 7]).reshape(1, 1, 1, 3), 3
     ).cumsum(3),
     "index": lambda x: x[:, torch.tensor([0, 2, 2]), :, torch.tensor([1, 7, 3])].movedim(0, 2).cumsum(2),
+    "index of a computed table": lambda x: (
+        x * torch.arange(9.0).reshape(3, 3).to(x).cos()[torch.tensor([2, 0])].sum()
+    ),
+    "index of a stack": lambda x: (
+        torch.stack([x, x.sin()])[torch.tensor([1, 0, 1])].transpose(0, 1).cumsum(1)
+    ),
     "index by a mask": lambda x: x[:, torch.tensor([True, False, True, True])].cumsum(1),
     "index_select": lambda x: x.index_select(2, torch.tensor([7, 0, 0])).cumsum(2),
     "take": lambda x: x.flatten(1)[:, torch.tensor([3, 9, 100])],

@@ -172,15 +172,15 @@ def _measure(source: str, name: str, program: str, threads: int) -> dict[str, st
     error = max(
         max(batch.attribution_to_module, batch.attribution_to_eager) for batch in verification.batches
     )
-    far = distances(network, example)
-    return {
+    answer = {
         "error": f"{error:.1e}",
-        "gradient": f"{far.program:.1e}",
-        "autograd": f"{far.autograd:.1e}",
         "seconds": f"{seconds:.1f}",
         "nodes": str(len(compiled.module.graph.nodes)),
         "megabytes": f"{saving.weights_size(compiled.model) / 1e6:.1f}",
     }
+    del compiled  # there may not be memory for two
+    far = distances(network, example)
+    return answer | {"gradient": f"{far.program:.1e}", "autograd": f"{far.autograd:.1e}"}
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -17,6 +17,9 @@ from sptrace.files import replacing
 LARGEST = 2**31 - 2**26
 """Bytes of weights. A protobuf message ends at 2 GiB; 64 MiB are left for the nodes."""
 
+SMALL = 2**28
+"""Bytes of weights up to which a file that is only loaded need not be written."""
+
 EXTERNAL = ".data"
 """What is added to the name of the file for the name of its weights."""
 
@@ -53,13 +56,20 @@ def check(model: ir.Model) -> None:
 
 @contextmanager
 def loadable(model: ir.Model) -> Iterator[bytes | str]:
-    """What onnxruntime and the ONNX checker load: the serialized model, or the path of a temporary file."""
-    if weights_size(model) <= LARGEST:
+    """What onnxruntime and the ONNX checker load: the serialized model, or the path of a temporary file.
+
+    A session keeps the bytes that it was given for as long as it lives, but of a file only what it needs.
+    """
+    size = weights_size(model)
+    if size <= SMALL:
         yield to_bytes(model)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data=f"{path.name}{EXTERNAL}")
+        if size <= LARGEST:
+            path.write_bytes(to_bytes(model))
+        else:
+            ir.save(model, path, external_data=f"{path.name}{EXTERNAL}")
         yield str(path)
 
 
