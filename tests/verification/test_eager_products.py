@@ -38,6 +38,7 @@ def test_x_sigmoid_x() -> None:
     assert_same_pullback(lambda x: (y := 2 * x) * y.sigmoid(), gated(1))
     assert_same_pullback(lambda x: torch.sigmoid(y := 2 * x) * y, gated(1))
     assert_same_pullback(lambda x: (y := 2 * x) * torch.sigmoid(1.702 * y), gated(1.702))
+    assert_same_pullback(lambda x: (2 * x) * x.sigmoid(), lambda x: 2 * x * torch.sigmoid(x.detach() / TAU))
     assert_same_pullback(
         lambda x: torch.mul((y := x * 2) * 3, 1) * 0 + y * torch.sigmoid(y * 0.5), gated(0.5)
     )
@@ -60,7 +61,7 @@ def changed_multiple(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "network",
     [
-        lambda x: (2 * x) * x.sigmoid(),
+        lambda x: (2 * x) * (x + 1).sigmoid(),
         lambda x: (y := (2 * x).sigmoid_()) * y,
         changed_after_its_sigmoid,
         changed_multiple,
