@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -108,15 +108,15 @@ def bends(node: fx.Node, depth: int) -> bool:
     )
 
 
-Read = Callable[[object], Any]
-
-
-def values(node: fx.Node, is_z: Callable[[fx.Node], bool], number: Read) -> Tensor | None:
+def values(
+    node: fx.Node, z: fx.Node, first: Mapping[fx.Node, fx.Node], number: Callable[[object], Any]
+) -> Tensor | None:
     """The node's values, float64 [points], where z is POINTS; None if it is not a function of z alone.
 
     Arguments:
         node: what is asked for.
-        is_z: is a node z, or the same part of the same tensor?
+        z: the map that it may be a function of.
+        first: of each node the first that is the same part of the same tensor.
         number: the number that a constant is; a tensor, or None, for all else.
     """
     known: dict[fx.Node, Tensor | None] = {}
@@ -127,7 +127,7 @@ def values(node: fx.Node, is_z: Callable[[fx.Node], bool], number: Read) -> Tens
         return known[item]
 
     def compute(item: fx.Node) -> Tensor | None:
-        if is_z(item):
+        if first[item] is first[z]:
             return POINTS
         constant = number(item)
         if isinstance(constant, float):
@@ -138,7 +138,7 @@ def values(node: fx.Node, is_z: Callable[[fx.Node], bool], number: Read) -> Tens
         if item.target not in POINTWISE or any(read(one) is None for one in item.all_input_nodes):
             return None
         args, kwargs = fx.node.map_arg((item.args, item.kwargs), read)
-        answer: Tensor = item.target(*args, **kwargs)  # type: ignore[operator]
+        answer: Tensor = item.target(*args, **kwargs)
         return answer
 
     found = read(node)
@@ -180,7 +180,7 @@ def _of_slope_1(sampled: Tensor) -> Curve | None:
             (
                 (curve.target(POINTS, *curve.parameters, rule="hard", tau=None) - sampled).abs() <= allowed
             ).all()
-        ):  # type: ignore[operator]
+        ):
             return curve
     return None
 

@@ -161,9 +161,7 @@ class Spellings:
         """A gate that is no straight line; others that it is written with, a ReLU6 of a Hardswish, are its parts."""
         if node.target in ENDS_OF_CURVES and curves.bends(node, REACH):
             for z in self._inputs(node, curves.POINTWISE):
-                sampled = curves.values(
-                    node, lambda one, z=z: self._first[one] is self._first[z], self.number
-                )
+                sampled = curves.values(node, z, self._first, self.number)
                 curve = None if sampled is None else curves.named(sampled)
                 if curve is not None and not self._is_multiple(node, curve, z):
                     return Gate(

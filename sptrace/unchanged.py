@@ -127,7 +127,7 @@ class Snapshot:
         while self._held:
             del _HELD[self._held.pop()]
 
-    def _keep(self, found: object) -> None:
+    def _keep(self, found: Any) -> None:
         """Remember a thing that can change, and look at what it refers to.
 
         It is taken for what its type says, and read as plain Python does: it may pretend to be something else, or have

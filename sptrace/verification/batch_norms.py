@@ -28,4 +28,4 @@ class ContiguousCotangents(TorchFunctionMode):
 def contiguous_cotangent(result: Tensor) -> None:
     """Let autograd hand the call that made this a cotangent in the usual order of memory."""
     if result.requires_grad:
-        result.register_hook(lambda cotangent: cotangent.contiguous())
+        result.register_hook(lambda cotangent: cotangent.contiguous())  # type: ignore[no-untyped-call]
