@@ -1,4 +1,4 @@
-"""RNNs whose nonlinearity is a ReLU, opened: as one call they would hide their gates from the reference."""
+"""Calls that the reference opens: RNNs whose nonlinearity is a ReLU, which would hide their gates, and polar."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,5 +49,14 @@ def rnn_relu(
     return x.transpose(0, 1) if batch_first else x, torch.stack(ends)
 
 
-OPENED: dict[str, Callable[..., Any]] = {"rnn_relu": rnn_relu, "rnn_relu_cell": rnn_relu_cell}
+def polar(size: Tensor, angle: Tensor) -> Tensor:
+    """Size e^(i angle): of sizes below 0 the backward of torch 2.14.1 has the wrong sign."""
+    return torch.complex(size * torch.cos(angle), size * torch.sin(angle))
+
+
+OPENED: dict[str, Callable[..., Any]] = {
+    "polar": polar,
+    "rnn_relu": rnn_relu,
+    "rnn_relu_cell": rnn_relu_cell,
+}
 """By the name of the call."""

@@ -762,6 +762,21 @@ def test_batch_norm_of_one_picture_whose_cotangent_is_transposed() -> None:
     torch.testing.assert_close(attribution[0], expected)
 
 
+def test_polar_numbers_of_negative_size() -> None:
+    """The real part is size cos(angle), whatever the sign."""
+
+    class Network(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.polar(x[:, :1], x[:, 1:2]).real.flatten(1)
+
+    image = torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    image[0, 0, 0, 0] = -1.5
+    attribution, _, _ = reference(Network().eval(), image, torch.tensor([0]), rules={})
+    angle = image[0, 1, 0, 0]
+    expected = torch.stack([angle.cos(), 1.5 * angle.sin(), torch.tensor(0.0)])
+    torch.testing.assert_close(attribution[0, :, 0, 0], expected)
+
+
 class Largest(nn.Module):
     """The largest number of each channel, in one of PyTorch's forms."""
 
