@@ -29,6 +29,7 @@ COLUMNS = (
     "error",
     "gradient",
     "autograd",
+    "doubt",
     "seconds",
     "nodes",
     "megabytes",
@@ -180,7 +181,16 @@ def _measure(source: str, name: str, program: str, threads: int) -> dict[str, st
     }
     del compiled  # there may not be memory for two
     far = distances(network, example)
-    return answer | {"gradient": f"{far.program:.1e}", "autograd": f"{far.autograd:.1e}"}
+    answer |= {
+        "gradient": f"{far.program:.1e}",
+        "autograd": f"{far.autograd:.1e}",
+        "doubt": f"{far.doubt:.1e}" if far.doubt else "",
+    }
+    if not far.are_explained:
+        answer["why"] = (
+            f"the gradient is {far.program:.1e} from float64 autograd, more than gates in doubt explain"
+        )
+    return answer
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from sptrace.answers import logits_of
+from sptrace.artifact import SPREAD
 from sptrace.emission import emit, saving
 from sptrace.models.network import Network
 from sptrace.softening import Softening
 from sptrace.verification.batch_norms import ContiguousCotangents
+from sptrace.verification.bounds import JITTER, TOLERANCE
+from sptrace.verification.eager import reference
+from sptrace.verification.references import DOUBTS
 from sptrace.verification.verify import quiet
 
 
@@ -23,12 +27,19 @@ class Distances(NamedTuple):
 
     Attributes:
         program: of the ONNX file in onnxruntime.
-        autograd: of PyTorch's own autograd in float32. Gates close to their threshold fall on either side in float32,
-            so this is what the first has to be read beside.
+        autograd: of PyTorch's own autograd in float32. Gates close to their threshold fall on either side in float32.
+        doubt: of float64 autograd where inputs of gates that float32 cannot decide are thrown to either side; what the
+            first may be. 0 where that is below `TOLERANCE`, and nobody asks.
     """
 
     program: float
     autograd: float
+    doubt: float
+
+    @property
+    def are_explained(self) -> bool:
+        """Is the program as near as gates in doubt let it be? They are thrown together, a program's fall alone."""
+        return self.program <= TOLERANCE + SPREAD * self.doubt
 
 
 def distances(network: Network, example: Tensor, seed: int = 1, count: int = 2) -> Distances:
@@ -47,16 +58,44 @@ def distances(network: Network, example: Tensor, seed: int = 1, count: int = 2) 
         session = onnxruntime.InferenceSession(given, quiet(), providers=["CPUExecutionProvider"])
     images = _pictures(network, count, seed)
     double = copy.deepcopy(network.module).double()
-    farthest = Distances(0.0, 0.0)
+    farthest = Distances(0.0, 0.0, 0.0)
     for image in images.unsqueeze(1).unbind():
         target = int(_logits(network.module, network, image).argmax())
         wanted = _gradient(double, network, image.double(), target)
         feeds = {"image": image.numpy(), "target": np.array([target])}
         (program,) = session.run(["attribution"], feeds)
         autograd = _gradient(network.module, network, image, target)
-        here = Distances(*(_distance(given, wanted) for given in (torch.from_numpy(program), autograd)))
+        far, of_autograd = (_distance(given, wanted) for given in (torch.from_numpy(program), autograd))
+        here = Distances(far, of_autograd, doubt(double, network, image, target) if far > TOLERANCE else 0.0)
         farthest = Distances(*(max(pair) for pair in zip(farthest, here, strict=True)))
     return farthest
+
+
+def doubt(double: nn.Module, network: Network, image: Tensor, target: int) -> float:
+    """How far float64 autograd moves when inputs of hard gates that float32 cannot decide are thrown to either side.
+
+    Arguments:
+        double: the network's module in float64.
+        network: how its input is prepared.
+        image: float32 [1, 3, H, W].
+        target: the class.
+    """
+    how = network.preprocessing
+    usual, *thrown = (
+        reference(
+            double,
+            image.double(),
+            torch.tensor([target]),
+            rules={},
+            mean=how.mean,
+            std=how.std,
+            input_range=how.input_range,
+            jitter=jitter,
+            seed=seed,
+        )[0]
+        for jitter, seed in [(0.0, 0), *((JITTER, seed) for seed in range(DOUBTS))]
+    )
+    return max(_distance(one, usual) for one in thrown)
 
 
 def _pictures(network: Network, count: int, seed: int) -> Tensor:

@@ -8,7 +8,7 @@ from sptrace import compiler
 from sptrace.artifact import Preprocessing
 from sptrace.compiler import example_image
 from sptrace.models.network import Network
-from sptrace.verification.autograd import distances
+from sptrace.verification.autograd import distances, doubt
 from sptrace.verification.batch_norms import ContiguousCotangents
 
 PREPROCESSING = Preprocessing(
@@ -76,3 +76,25 @@ def test_a_wrong_gradient_is_told(factor: float, monkeypatch: pytest.MonkeyPatch
     far = distances(network(), example_image(PREPROCESSING))
     assert far.program == pytest.approx(abs(factor - 1), rel=1e-3)
     assert far.autograd < 1e-5
+    assert not far.are_explained
+
+
+def test_gates_in_doubt_move_the_gradient() -> None:
+    """One of four pixels lies on its gate's threshold, and carries half of the gradient's norm squared."""
+
+    class Gated(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return (torch.relu(image[:, :1] - 0.5) * image.new_tensor([[3.0, 1.0], [1.0, 1.0]])).flatten(1)[
+                :, :3
+            ]
+
+    preprocessing = Preprocessing(size=(2, 2), input_range=(0.0, 1.0))
+    given = Network(Gated().eval(), "gated", preprocessing, None, "random")
+    clear = torch.full((1, 3, 2, 2), 0.9)
+    clear[0, 0, 1, 1] = 0.1
+    assert doubt(given.module, given, clear, 0) == 0
+    near = clear.clone()
+    near[0, 0, 0, 0] = 0.5
+    near = torch.nextafter(near, torch.ones(()))
+    assert doubt(given.module, given, near, 0) == pytest.approx(1.0)  # all of it is gone
+    assert doubt(given.module, given, near, 1) == 0  # this class does not hang on it
