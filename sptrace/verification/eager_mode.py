@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from sptrace.verification import eager_maxima, eager_products, eager_spellings
 from sptrace.verification.batch_norms import contiguous_cotangent
@@ -38,16 +38,22 @@ class _Softened(torch.autograd.Function):
 
 
 def _ordinary(func: Any, z: Tensor, at: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Pullback:
-    """Return the ordinary pullback of a call in its argument z, taken at another place."""
+    """Return the ordinary pullback of a call in its argument z, taken at another place.
+
+    It keeps no tensor with a history: of a call in place that would be its own, and nobody could free either.
+    """
+    at = at.detach()
+    args, kwargs = tree_map(
+        lambda item: at if item is z else item.detach() if isinstance(item, Tensor) else item,
+        (tuple(args), dict(kwargs)),
+    )
 
     def pullback(cotangent: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = at.clone().requires_grad_()
             copy = leaf.clone()  # the call may work in place
-            value = func(
-                *(copy if argument is z else argument for argument in args),
-                **{name: copy if argument is z else argument for name, argument in kwargs.items()},
-            )
+            given = tree_map(lambda item: copy if item is at else item, (args, kwargs))
+            value = func(*given[0], **given[1])
             value = value[0] if isinstance(value, tuple) else value
             return torch.autograd.grad(value, leaf, cotangent)[0]
 

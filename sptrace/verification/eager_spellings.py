@@ -336,14 +336,12 @@ def _find_kinked(made: Made, result: Tensor) -> Slopes | Bounds | Larger | None:
 
 
 def ordinary(made: Made, z: Token, at: Tensor) -> Callable[[Tensor], Tensor]:
-    """The ordinary pullback of a value to z, taken at another place."""
-    leaf = at.detach().clone().requires_grad_()  # a copy: the network may write into its own later
-
-    def pullback(cotangent: Tensor) -> Tensor:
-        with torch.enable_grad():
-            return torch.autograd.grad(_repeat(made, {z: leaf}, _KINKED | _SMOOTH), leaf, cotangent)[0]
-
-    return pullback
+    """The ordinary pullback of a value to z, taken at another place; it is a function of each number by itself."""
+    with torch.enable_grad():
+        leaf = at.detach().clone().requires_grad_()
+        value = _repeat(made, {z: leaf}, _KINKED | _SMOOTH)
+        (slope,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
+    return lambda cotangent: cotangent * slope
 
 
 def _made(token: Token) -> Made | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -760,6 +761,49 @@ def test_batch_norm_of_one_picture_whose_cotangent_is_transposed() -> None:
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     expected = weight[:, 2].reshape(2, 2, 3).permute(2, 0, 1) * scale[:, None, None]
     torch.testing.assert_close(attribution[0], expected)
+
+
+def _setitem(x: Tensor) -> Tensor:
+    x[x < 0] = torch.exp(x[x < 0]) - 1
+    return x
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda x: F.relu(x, inplace=True),
+        lambda x: F.relu_(x * torch.sigmoid(x.mean((2, 3), keepdim=True))),
+        lambda x: F.leaky_relu_(x, 0.1),
+        lambda x: x.mul_(x > 0),
+        lambda x: x.masked_fill_(x < 0, 0),
+        lambda x: x.mul_(x.sigmoid()),
+        lambda x: torch.max(x, x.flip(1)),
+        _setitem,
+    ],
+)
+@pytest.mark.parametrize("jitter", [0.0, 1e-6])
+def test_nothing_is_kept(gate: Callable[[Tensor], Tensor], jitter: float) -> None:
+    """A gate that works in place must not hold its own result, and so all maps, where no collector comes."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return gate(self.conv(x)).mean((2, 3))
+
+    module, image = Gated().eval(), torch.randn(1, 3, 4, 4)
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(type(item) is Tensor for item in gc.get_objects())
+
+    for rules in ({}, {"relu": ("phi", 0.5)}):
+        reference(module, image, torch.tensor([1]), rules=rules, jitter=jitter)
+        before = tensors()
+        reference(module, image, torch.tensor([1]), rules=rules, jitter=jitter)
+        assert tensors() == before
 
 
 def test_polar_numbers_of_negative_size() -> None:
