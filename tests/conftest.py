@@ -158,8 +158,9 @@ def lite0(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     folder = tmp_path_factory.mktemp("lite0")
 
     def artifact(program: str, size: int = 224) -> Path:
-        path = folder / f"{program}-{size}.onnx"
+        path = folder / str(size) / f"{program}.onnx"
         if not path.exists():
+            path.parent.mkdir(exist_ok=True)
             options = [
                 "--program",
                 program,

@@ -144,7 +144,10 @@ class Trial:
             for name, setting in self.settings.items()
         }
         feeds |= {"image": images.numpy(), self._neuron.name: explained.numpy()}
-        return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+        # What a run takes is given back before the next program runs: two may not fit into memory.
+        how = onnxruntime.RunOptions()
+        how.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return dict(zip(self._names, self._session.run(self._names, feeds, how), strict=True))
 
     @staticmethod
     def _ranked(answers: Mapping[str, Numbers], rank: int) -> int:
