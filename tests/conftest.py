@@ -161,19 +161,9 @@ def lite0(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         path = folder / str(size) / f"{program}.onnx"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            options = [
-                "--program",
-                program,
-                "--size",
-                str(size),
-                "--input",
-                "uint8",
-                "--overlay",
-                "-o",
-                str(path),
-            ]
+            options = f"--program {program} --size {size} --input uint8 --overlay".split()
             with pytest.raises(SystemExit) as exit_:
-                main(["compile", "efficientnet_lite0", *options])
+                main(["compile", "efficientnet_lite0", *options, "-o", str(path)])
             assert exit_.value.code in (0, None)
         return path
 
