@@ -61,7 +61,7 @@ def loadable(model: ir.Model) -> Iterator[bytes | str]:
     A session keeps the bytes that it was given for as long as it lives, but of a file only what it needs.
     """
     size = weights_size(model)
-    if size <= SMALL:
+    if size <= min(SMALL, LARGEST):
         yield to_bytes(model)
         return
     with tempfile.TemporaryDirectory() as folder:
