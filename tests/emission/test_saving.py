@@ -53,6 +53,17 @@ def test_a_program_that_does_not_fit_is_verified_all_the_same(monkeypatch: pytes
     assert len(description.verification.batches) == 2
 
 
+def test_what_is_not_small_is_loaded_from_a_file(
+    program: sptrace.Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is gone when it has been loaded."""
+    monkeypatch.setattr(saving, "SMALL", 0)
+    with saving.loadable(program.model) as given:
+        assert isinstance(given, str)
+        assert Path(given).read_bytes() == program.onnx_model
+    assert not Path(given).parent.exists()
+
+
 def test_nothing_is_left_of_a_file_that_cannot_be_written(
     program: sptrace.Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
