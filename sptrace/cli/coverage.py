@@ -18,23 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sptrace import installing
-from sptrace.cli.coverage_table import markdown
+from sptrace.cli.coverage_table import COLUMNS, markdown
 from sptrace.errors import SptraceError
 from sptrace.files import replacing, require_writable
-
-COLUMNS = (
-    "source",
-    "network",
-    "compiled",
-    "error",
-    "gradient",
-    "autograd",
-    "doubt",
-    "seconds",
-    "nodes",
-    "megabytes",
-    "why",
-)
 
 Work = Callable[..., dict[str, str]]
 

@@ -19,6 +19,21 @@ PACKAGES = (
     "segmentation_models_pytorch",
 )
 
+COLUMNS = (
+    "source",
+    "network",
+    "compiled",
+    "error",
+    "gradient",
+    "autograd",
+    "doubt",
+    "seconds",
+    "nodes",
+    "megabytes",
+    "why",
+)
+"""Of the .csv file."""
+
 INTRODUCTION = """\
 # Coverage
 
@@ -110,19 +125,9 @@ def _chapter(source: str, rows: Sequence[Row]) -> str:
         lines += ["What does not compile:", "", "| network | why |", "|---|---|"]
         lines += [f"| {row['network']} | {_reason(row['why'])} |" for row in failed]
         lines.append("")
-    titles = ("network", "compiled", "error", "gradient", "PyTorch", "doubt", "seconds", "nodes", "MB")
+    columns = COLUMNS[1:-1]
+    titles = [{"autograd": "PyTorch", "megabytes": "MB"}.get(column, column) for column in columns]
     lines += [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    columns = (
-        "network",
-        "compiled",
-        "error",
-        "gradient",
-        "autograd",
-        "doubt",
-        "seconds",
-        "nodes",
-        "megabytes",
-    )
     for row in rows:
         cells = [row[column] or "-" for column in columns]
         lines.append(f"| {' | '.join(cells)} |")
