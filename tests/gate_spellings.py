@@ -122,6 +122,7 @@ CURVES: dict[str, tuple[Map, dict[str, Map]]] = {
         {
             "x / 2 (1 + erf)": lambda x: 0.5 * x * (1.0 + torch.erf(x / math.sqrt(2.0))),
             "x ((erf + 1) / 2)": lambda x: x * ((torch.erf(x * 0.70710678) + 1) / 2),
+            "ones_like": lambda x: 0.5 * x * (torch.ones_like(x) + torch.erf(x / math.sqrt(2.0))),
             "erfc": lambda x: 0.5 * x * torch.erfc(-x / 2**0.5),
             "x / 2 + x / 2 erf": lambda x: x * 0.5 + 0.5 * x * torch.special.erf(x / 1.41421356),
         },

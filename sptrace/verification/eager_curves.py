@@ -50,6 +50,11 @@ def probes(shape: torch.Size) -> Tensor:
     return POINTS.repeat(math.ceil(tries * count / len(POINTS)))[: tries * count].reshape(tries, *shape)
 
 
+def short(rank: int) -> Tensor:
+    """All POINTS along the first of so many dimensions: [points, 1, ...]."""
+    return POINTS.reshape(-1, *[1] * (rank - 1))
+
+
 def shape_of(probe: Tensor, answer: Tensor) -> Shape | None:
     """What gate gives such answers to `probes`; None if it is none."""
     probe, answer = probe.flatten(), answer.flatten()
@@ -61,10 +66,16 @@ def shape_of(probe: Tensor, answer: Tensor) -> Shape | None:
         if abs(factor) < 1e-6:
             continue
         for kind, arguments, function in _candidates(at[0.0] / factor, at[-1.0] / factor, at[-2.0] / factor):
-            wanted = factor * function(sign * probe)
-            if bool(((answer - wanted).abs() <= ALIKE * abs(factor) * probe.abs().clamp(min=1)).all()):
+            if all(
+                _alike(factor * function(sign * some), given, factor, some)
+                for some, given in ((probe[: len(POINTS)], answer[: len(POINTS)]), (probe, answer))
+            ):
                 return Shape(kind, arguments, factor, mirrored)
     return None
+
+
+def _alike(wanted: Tensor, answer: Tensor, factor: float, probe: Tensor) -> bool:
+    return bool(((answer - wanted).abs() <= ALIKE * abs(factor) * probe.abs().clamp(min=1)).all())
 
 
 Candidate = tuple[str, dict[str, Any], Callable[[Tensor], Tensor]]

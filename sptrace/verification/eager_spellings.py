@@ -247,6 +247,10 @@ class Larger(NamedTuple):
     largest: bool
 
 
+class _MisfitError(Exception):
+    """Tensors of a network do not go with one of another shape."""
+
+
 class _UnknownError(Exception):
     """A result depends on the image by other ways than those tried."""
 
@@ -431,19 +435,36 @@ def _bounds(made: Made, z: Token) -> Bounds | None:
 
 
 def _curve(made: Made, result: Tensor) -> Curve | None:
-    """A gate that is no straight line; others that it is written with, as a Hardswish with a ReLU6, are its parts."""
+    """A gate that is no straight line; others that it is written with, a ReLU6 of a Hardswish, are its parts."""
     for z in _ancestors(made):
-        if z.tensor.shape != result.shape:
+        if z.tensor.shape != result.shape or not result.ndim:
             continue
-        probes = eager_curves.probes(result.shape)
-        answers = [_try(made, {z: probe}, _KINKED | _SMOOTH) for probe in probes[:1]]
-        if answers[0] is None or answers[0].shape != result.shape:
-            continue
-        answers += [_try(made, {z: probe}, _KINKED | _SMOOTH) for probe in probes[1:]]
-        shape = eager_curves.shape_of(probes, torch.stack(answers))  # type: ignore[arg-type]
+        try:
+            shape = _shape(made, z, eager_curves.short(result.ndim)[None])
+        except _MisfitError:  # it is made with other tensors, too
+            try:
+                shape = _shape(made, z, eager_curves.probes(result.shape))
+            except _MisfitError:
+                continue
         if shape is not None:
             return Curve(z, shape)
     return None
+
+
+def _shape(made: Made, z: Token, probes: Tensor) -> eager_curves.Shape | None:
+    """What it gives for the probes in place of z, as a gate; None if it is none, or not made of z alone."""
+    answers = []
+    for probe in probes:
+        try:
+            answer = _try(made, {z: probe}, _KINKED | _SMOOTH)
+        except RuntimeError as error:
+            raise _MisfitError from error
+        if answer is None:
+            return None
+        if answer.shape != probe.shape:
+            raise _MisfitError
+        answers.append(answer)
+    return eager_curves.shape_of(probes, torch.stack(answers))
 
 
 def _larger(made: Made, first: Token, second: Token) -> Larger | None:
