@@ -15,20 +15,20 @@ from sptrace.graph import Target
 aten = torch.ops.aten
 
 
-class Curve(NamedTuple):
-    """The function factor * gate(z, *parameters), with -z in place of z if it is mirrored.
+class Gate(NamedTuple):
+    """What a node is: factor * gate(z, ...), with -z in place of z if it is mirrored.
 
     Arguments:
         kind: of gate, a name of `sptrace.softening.RULES`.
         target: the gate, a function of `sptrace.gates`.
-        parameters: of the gate, behind z.
+        arguments: of the gate, z first. Of a maximum over several maps, the list of these.
         factor: what the gate's value is multiplied by.
         mirrored: is it the gate of -z?
     """
 
     kind: str
     target: Target
-    parameters: tuple[Any, ...] = ()
+    arguments: tuple[Any, ...]
     factor: float = 1.0
     mirrored: bool = False
 
@@ -42,7 +42,7 @@ POINTS = torch.cat([-_POSITIVE.flip(0), torch.zeros(1).double(), _POSITIVE])
 """Where functions are compared, float64: the same on either side of 0."""
 
 _LEFT, _RIGHT, _ZERO = 0, len(POINTS) - 1, len(_POSITIVE)
-_ONE = int((POINTS == 1).nonzero())
+_ONE, _MINUS_ONE = (POINTS.tolist().index(number) for number in (1, -1))
 
 ALIKE = 2e-6
 """How much two curves may differ, as a share of max(1, |z|): constants are written with some seven digits."""
@@ -145,43 +145,40 @@ def values(
     return found if found is not None and found.shape == POINTS.shape and found.is_floating_point() else None
 
 
-def named(sampled: Tensor) -> Curve | None:
-    """The gate whose values, float64 [points], these are at POINTS; None if it is none of `sptrace.gates`."""
+def named(sampled: Tensor, z: fx.Node) -> Gate | None:
+    """The gate of z whose values, float64 [points], these are at POINTS; None if it is none of `sptrace.gates`."""
     for mirrored, turned in ((False, sampled), (True, -sampled.flip(0))):
         slope = float(turned[_RIGHT]) / FAR
         if not math.isfinite(slope) or abs(slope) < 1e-6:
             continue
-        curve = _of_slope_1(turned / slope)
-        if curve is not None:
-            return curve._replace(factor=_written(-slope if mirrored else slope), mirrored=mirrored)
+        gate = _of_slope_1(turned / slope, z)
+        if gate is not None:
+            return gate._replace(factor=_written(-slope if mirrored else slope), mirrored=mirrored)
     return None
 
 
-def _of_slope_1(sampled: Tensor) -> Curve | None:
+def _of_slope_1(sampled: Tensor, z: fx.Node) -> Gate | None:
     """The gate if it goes to z as z grows."""
     candidates = [
-        Curve("gelu", gates.gelu, ("none",)),
-        Curve("gelu", gates.gelu, ("tanh",)),
-        Curve("hardswish", gates.hardswish),
-        Curve("mish", gates.mish),
+        Gate("gelu", gates.gelu, (z, "none")),
+        Gate("gelu", gates.gelu, (z, "tanh")),
+        Gate("hardswish", gates.hardswish, (z,)),
+        Gate("mish", gates.mish, (z,)),
     ]
-    one, zero, left = (float(sampled[place]) for place in (_ONE, _ZERO, _LEFT))
+    one, zero, below, left = (float(sampled[place]) for place in (_ONE, _ZERO, _MINUS_ONE, _LEFT))
     if 0 < one < 1:
         sharpness = _written(math.log(one / (1 - one)))
-        candidates.append(Curve("silu" if sharpness == 1 else "quick_gelu", gates.silu, (sharpness,)))
+        candidates.append(Gate("silu" if sharpness == 1 else "quick_gelu", gates.silu, (z, sharpness)))
     if zero > 0:
-        candidates.append(Curve("softplus", gates.softplus, (_written(math.log(2) / zero), 20.0)))
-    if left < 0 and float(sampled[_RIGHT + _LEFT - _ONE]) > left:
-        steepness = -math.log(1 - float(sampled[_RIGHT + _LEFT - _ONE]) / left)
-        candidates.append(Curve("elu", gates.elu, (_written(-left), 1.0, _written(steepness))))
+        candidates.append(Gate("softplus", gates.softplus, (z, _written(math.log(2) / zero), 20.0)))
+    if left < 0 and below > left:
+        steepness = -math.log(1 - below / left)
+        candidates.append(Gate("elu", gates.elu, (z, _written(-left), 1.0, _written(steepness))))
     allowed = ALIKE * POINTS.abs().clamp(min=1)
-    for curve in candidates:
-        if bool(
-            (
-                (curve.target(POINTS, *curve.parameters, rule="hard", tau=None) - sampled).abs() <= allowed
-            ).all()
-        ):
-            return curve
+    for gate in candidates:
+        values_of_gate = gate.target(POINTS, *gate.arguments[1:], rule="hard", tau=None)
+        if bool(((values_of_gate - sampled).abs() <= allowed).all()):
+            return gate
     return None
 
 

@@ -14,8 +14,9 @@ from sptrace import gates
 from sptrace.artifact import GateCount
 from sptrace.errors import SptraceError
 from sptrace.graph import GraphBuilder, Target, depends_on, influenced_by, is_batch, placeholder, shape, value
+from sptrace.passes.curves import Gate
 from sptrace.passes.soften_attention import soften_attention
-from sptrace.passes.spellings import Gate, Spellings, inputs
+from sptrace.passes.spellings import Spellings, inputs
 from sptrace.sizes import BatchSize
 from sptrace.softening import Relative, Softening, Temperature
 
@@ -45,9 +46,8 @@ def soften(module: fx.GraphModule, softening: Softening) -> tuple[GateCount, ...
     whole = _whole(module, known)
     for node, gate in known.items():
         if node not in whole:
-            if (
-                _named(node) is not None
-            ):  # a part of another one, which is left as it is if its rule is `hard`
+            # A part of another one, which is left as it is if its rule is `hard`.
+            if _named(node) is not None:
                 with builder.replacing(node):
                     new[node] = _call(builder, node, gate, new, "hard", None)
                     builder.replace(node, new[node])

@@ -14,27 +14,9 @@ from torch import Tensor, fx
 from sptrace import gates
 from sptrace.graph import Target, is_batch, parameter, shape, value
 from sptrace.passes import curves
-from sptrace.passes.curves import Curve
+from sptrace.passes.curves import Gate
 
 aten = torch.ops.aten
-
-
-class Gate(NamedTuple):
-    """What a node is: factor * gate(z, ...), with -z in place of z if it is mirrored.
-
-    Arguments:
-        kind: of gate, a name of `sptrace.softening.RULES`.
-        target: the gate, a function of `sptrace.gates`.
-        arguments: of the gate, z first. Of a maximum over several maps, the list of these.
-        factor: what the gate's value is multiplied by.
-        mirrored: is it the gate of -z?
-    """
-
-    kind: str
-    target: Target
-    arguments: tuple[Any, ...]
-    factor: float = 1.0
-    mirrored: bool = False
 
 
 class Value(NamedTuple):
@@ -162,17 +144,15 @@ class Spellings:
         if node.target in ENDS_OF_CURVES and curves.bends(node, REACH):
             for z in self._inputs(node, curves.POINTWISE):
                 sampled = curves.values(node, z, self._first, self.number)
-                curve = None if sampled is None else curves.named(sampled)
-                if curve is not None and not self._is_multiple(node, curve, z):
-                    return Gate(
-                        curve.kind, curve.target, (z, *curve.parameters), curve.factor, curve.mirrored
-                    )
+                gate = None if sampled is None else curves.named(sampled, z)
+                if gate is not None and not self._is_multiple(node, gate):
+                    return gate
         return None
 
-    def _is_multiple(self, node: fx.Node, curve: Curve, z: fx.Node) -> bool:
+    def _is_multiple(self, node: fx.Node, gate: Gate) -> bool:
         """Is it that very gate, found already, times a number?"""
         found = [self._known[one] for one in node.all_input_nodes if one in self._known]
-        return any((gate.kind, gate.arguments[0]) == (curve.kind, z) for gate in found)
+        return any((one.kind, one.arguments[0]) == (gate.kind, gate.arguments[0]) for one in found)
 
     def _value(self, item: object, z: fx.Node, *, passing: bool = False) -> Value | None:
         """The item as a function of z; None if it is none, or not such a one.

@@ -201,9 +201,11 @@ class Snapshot:
         self.applies.extend((found, key) for key, item in items.items() if _is_apply(item))
 
         def undo() -> None:
-            now = dict(plain.items(found))
+            now = list(plain.items(found))
             if len(now) != len(items) or any(
-                now.get(key, _MISSING) is not item for key, item in items.items()
+                a is not b
+                for pairs in zip(now, items.items(), strict=True)
+                for a, b in zip(*pairs, strict=True)
             ):
                 plain.clear(found)
                 plain.update(found, items)

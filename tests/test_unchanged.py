@@ -351,6 +351,15 @@ def test_containers_with_manners_of_their_own(compiles: bool) -> None:
     assert list(network.ordered.items()) == [("a", 1), ("b", 2)]
 
 
+def test_an_order_alone() -> None:
+    """As of a cache that throws the oldest away."""
+    network = nn.Identity()
+    network.kept = OrderedDict(a=1, b=2)
+    with unchanged(network):
+        network.kept.move_to_end("a")
+    assert list(network.kept) == ["a", "b"]
+
+
 def test_what_cannot_be_looked_at_leaves_no_old_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the next compile would put weights back to what they were before more training."""
     network = classifier()

@@ -51,8 +51,8 @@ float32. *Doubt*: how far float64 autograd itself moves when those inputs of ReL
 threshold than float32 resolves are thrown to either side, measured where the gradient is farther than 1e-4; a network
 whose gradient is farther than four times that counts as not compiled. Around batch norms before tokens (LeViT,
 EfficientFormer, XCiT) autograd is given contiguous cotangents: without, torch 2.14.1 is wrong there by a multiple of
-the gradient, as finite differences show. *Seconds*: capturing, pulling back, writing and verifying, on {cores} cores
-that had other work too. *Nodes*: of the torch.fx graph, network and pullback together.
+the gradient, as finite differences show of EfficientFormer. *Seconds*: capturing, pulling back, writing and
+verifying, on {cores} cores that had other work too. *Nodes*: of the torch.fx graph, network and pullback together.
 
 {date}; {versions}. Made by
 
