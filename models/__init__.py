@@ -15,7 +15,7 @@ from sptrace import installing
 from sptrace.errors import SptraceError
 
 if TYPE_CHECKING:
-    from sptrace.models.network import Network
+    from sptrace.compiler.network import Network
 
 __all__ = ["names", "resolve"]
 

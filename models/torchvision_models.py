@@ -12,11 +12,11 @@ import torchvision
 from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from sptrace.artifact import Preprocessing
+from sptrace.artifact.description import Preprocessing
+from sptrace.compiler.network import Network
 from sptrace.models import state_dict
-from sptrace.models.assembly import assemble, at_size
 from sptrace.models.libraries import downloading, hub_file, is_file_of
-from sptrace.models.network import Network
+from sptrace.models.recording import assemble, at_size
 
 # Auxiliary heads: used in training only, in some files and not in others.
 _AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}

@@ -1,8 +1,8 @@
 """Graph passes: each file one rewrite of a torch.fx graph, in place, that says how often it applied.
 
-Every pass can be run alone on any graph that `sptrace.capture` gives:
+Every pass can be run alone on any graph that `capture.from_torch` gives:
 
-    module = sptrace.capture.capture(network, example)
+    module = sptrace.compiler.capture.from_torch.capture(network, example)
     print(fold_batch_norms(module)); print(module.code)
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from sptrace.graph import GraphBuilder
+from sptrace.compiler.graph.builder import GraphBuilder
 
 aten = torch.ops.aten
 

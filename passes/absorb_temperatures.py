@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx
 
-from sptrace import gates
-from sptrace.graph import GraphBuilder, Target, parameter
+from sptrace.compiler.graph import gates
+from sptrace.compiler.graph.builder import GraphBuilder, Target, parameter
 from sptrace.passes.fold_batch_norms import CONVOLUTIONS
 from sptrace.passes.fold_scales import weights
 

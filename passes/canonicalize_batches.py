@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from sptrace.graph import GraphBuilder, shape, value
-from sptrace.sizes import BATCHES, BatchSize
+from sptrace.compiler.graph.builder import GraphBuilder, shape, value
+from sptrace.compiler.graph.sizes import BATCHES, BatchSize
 
 aten = torch.ops.aten
 
@@ -20,7 +20,7 @@ def canonicalize_batches(module: fx.GraphModule) -> int:
     2. slice(y, 0, N, 2 N)             ->  slice of y [2, N, ...] from 1 to 2, reshaped to [N, ...]
     3. slice(y, 0, 1, end, step 2)     ->  select(y [N, 2, ...], 1, 1)
 
-    Whether the pictures stay apart is asked of the numbers, later (`sptrace.independence`).
+    Whether the pictures stay apart is asked of the numbers, later (`compiler.independence`).
     """
     builder = GraphBuilder(module)
     count = 0

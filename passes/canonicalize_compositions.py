@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from sptrace.graph import GraphBuilder, Target, parameter, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, Target, parameter, shape, static_shape, value
 from sptrace.passes.canonicalize_functions import finite
 from sptrace.passes.rewriting import Rewrite, rewrite_by
 

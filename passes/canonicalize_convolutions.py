@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import fx, ops
 
-from sptrace.graph import GraphBuilder, Target, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, Target, static_shape, value
 
 aten = ops.aten
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import fx, ops
 
-from sptrace.graph import GraphBuilder, shape, value
-from sptrace.sizes import joint
+from sptrace.compiler.graph.builder import GraphBuilder, shape, value
+from sptrace.compiler.graph.sizes import joint
 
 aten = ops.aten
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx
 
-from sptrace import gates
-from sptrace.graph import GraphBuilder, Target, value
+from sptrace.compiler.graph import gates
+from sptrace.compiler.graph.builder import GraphBuilder, Target, value
 from sptrace.passes.rewriting import Rewrite, replace_results, rewrite_by
 
 aten = torch.ops.aten

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx
 
+from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape, value
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
 from sptrace.passes.canonicalize_extrema import values_replaced
 from sptrace.passes.rewriting import Rewrite, rewrite_by
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from sptrace.constants import at_batches
+from sptrace.compiler.graph.builder import GraphBuilder, Target, is_batch, shape, static_shape, value
+from sptrace.compiler.graph.constants import at_batches
+from sptrace.compiler.graph.placing import read
+from sptrace.compiler.graph.sizes import BATCH, BATCHES, BatchSize
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, is_batch, shape, static_shape, value
 from sptrace.passes.canonicalize_copies import fixed
-from sptrace.placing import read
-from sptrace.sizes import BATCH, BATCHES, BatchSize
 
 aten = torch.ops.aten
 

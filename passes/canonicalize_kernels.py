@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from torch import fx, ops
 
-from sptrace.graph import GraphBuilder, Target, shape, static_shape
+from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape
+from sptrace.compiler.graph.sizes import BATCH, BATCHES, BatchSize
 from sptrace.passes.rewriting import rewrite_by
-from sptrace.sizes import BATCH, BATCHES, BatchSize
 
 aten = ops.aten
 

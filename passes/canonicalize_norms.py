@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from sptrace import gates
+from sptrace.compiler.graph import gates
+from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape, value
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
 from sptrace.passes.canonicalize_conditions import how_many
 from sptrace.passes.rewriting import Rewrite, replace_results, rewrite_by
 

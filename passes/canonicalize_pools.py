@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from sptrace.graph import GraphBuilder, Target, shape, static_shape
+from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape
 
 aten = torch.ops.aten
 

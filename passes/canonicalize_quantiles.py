@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sptrace import selection
+from sptrace.compiler.graph import ranking
+from sptrace.compiler.graph.builder import GraphBuilder, Target, parameter, shape, static_shape, value
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, parameter, shape, static_shape, value
 from sptrace.passes.canonicalize_conditions import how_many
 from sptrace.passes.rewriting import replace_results
 
@@ -91,7 +91,7 @@ class _Order:
         self._missing = builder.call(aten.ne.Tensor, x, x)
         self._leaves_out = leaves_out
         filled = builder.call(aten.where.ScalarSelf, self._missing, math.inf, x)
-        self._places = builder.call(selection.places, filled, self._length, dim, False)
+        self._places = builder.call(ranking.places, filled, self._length, dim, False)
 
     def looked_up(self, of: Callable[[int], float]) -> fx.Node:
         """A number that depends on how many numbers there are, as x with one place along the dimension."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from sptrace.graph import GraphBuilder, Target, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, Target, static_shape, value
 
 aten = torch.ops.aten
 

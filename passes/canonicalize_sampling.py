@@ -9,11 +9,11 @@ from itertools import product
 import torch
 from torch import fx
 
-from sptrace.constants import at_batches
+from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape, value
+from sptrace.compiler.graph.constants import at_batches
+from sptrace.compiler.graph.sizes import BATCHES
+from sptrace.compiler.pullback.term import Term
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
-from sptrace.pullback.term import Term
-from sptrace.sizes import BATCHES
 
 aten = torch.ops.aten
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
+from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape, value
+from sptrace.compiler.graph.placing import put, read
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
 from sptrace.passes.canonicalize_copies import fixed
 from sptrace.passes.rewriting import Rewrite, rewrite_by
-from sptrace.placing import put, read
 
 aten = torch.ops.aten
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from sptrace import selection
+from sptrace.compiler.graph import ranking
+from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, value
+from sptrace.compiler.graph.sizes import BatchSize
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, shape, value
 from sptrace.passes.rewriting import replace_results
-from sptrace.sizes import BatchSize
 
 aten = torch.ops.aten
 
@@ -71,7 +71,7 @@ def _topk(
     largest: bool = True,
     sorted: bool = True,
 ) -> tuple[fx.Node, fx.Node]:
-    chosen = builder.call(selection.places, x, k, dim % value(x).ndim, largest)
+    chosen = builder.call(ranking.places, x, k, dim % value(x).ndim, largest)
     return builder.call(aten.gather.default, x, dim % value(x).ndim, chosen), chosen
 
 
@@ -97,7 +97,7 @@ def _kth(
     builder: GraphBuilder, node: fx.Node, x: fx.Node, k: int, dim: int = -1, keepdim: bool = False
 ) -> tuple[fx.Node, ...]:
     dim %= value(x).ndim
-    chosen = builder.call(selection.places, x, k, dim, False)
+    chosen = builder.call(ranking.places, x, k, dim, False)
     last = builder.call(aten.slice.Tensor, chosen, dim, k - 1, k)
     pair = builder.call(aten.gather.default, x, dim, last), last
     return pair if keepdim else tuple(builder.call(aten.squeeze.dim, each, dim) for each in pair)

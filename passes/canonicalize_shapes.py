@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx, ops
 
-from sptrace.graph import GraphBuilder, shape
+from sptrace.compiler.graph.builder import GraphBuilder, shape
 
 aten = ops.aten
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, ops
 
-from sptrace.graph import GraphBuilder, Target, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, Target, static_shape, value
 
 aten = ops.aten
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx, ops
 
-from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape, value
 
 aten = ops.aten
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from sptrace import gates
-from sptrace.graph import Target
+from sptrace.compiler.graph import gates
+from sptrace.compiler.graph.builder import Target
 
 aten = torch.ops.aten
 
@@ -19,8 +19,8 @@ class Gate(NamedTuple):
     """What a node is: factor * gate(z, ...), with -z in place of z if it is mirrored.
 
     Arguments:
-        kind: of gate, a name of `sptrace.softening.RULES`.
-        target: the gate, a function of `sptrace.gates`.
+        kind: of gate, a name of `sptrace.artifact.softening.RULES`.
+        target: the gate, a function of `graph.gates`.
         arguments: of the gate, z first. Of a maximum over several maps, the list of these.
         factor: what the gate's value is multiplied by.
         mirrored: is it the gate of -z?
@@ -146,7 +146,7 @@ def values(
 
 
 def named(sampled: Tensor, z: fx.Node) -> Gate | None:
-    """The gate of z whose values, float64 [points], these are at POINTS; None if it is none of `sptrace.gates`."""
+    """The gate of z whose values, float64 [points], these are at POINTS; None if it is none of `graph.gates`."""
     for mirrored, turned in ((False, sampled), (True, -sampled.flip(0))):
         slope = float(turned[_RIGHT]) / FAR
         if not math.isfinite(slope) or abs(slope) < 1e-6:

@@ -13,9 +13,9 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sptrace.graph import IN_ANOTHER_SHAPE, GraphBuilder, Target
+from sptrace.compiler.graph.builder import IN_ANOTHER_SHAPE, GraphBuilder, Target
+from sptrace.compiler.graph.sizes import BATCHES, size_of
 from sptrace.passes.rewriting import replace_results
-from sptrace.sizes import BATCHES, size_of
 
 aten = torch.ops.aten
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from sptrace.graph import shape
+from sptrace.compiler.graph.builder import shape
 
 aten = torch.ops.aten
 

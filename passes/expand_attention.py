@@ -7,8 +7,8 @@ import math
 import torch
 from torch import fx
 
+from sptrace.compiler.graph.builder import GraphBuilder, parameter, static_shape, value
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, parameter, static_shape, value
 
 aten = torch.ops.aten
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import fx, ops
 
-from sptrace.graph import Target, shape, value
+from sptrace.compiler.graph.builder import Target, shape, value
 from sptrace.passes.remove_identities import COPIES
 
 aten = ops.aten

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from sptrace.graph import GraphBuilder, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, static_shape, value
 
 aten = torch.ops.aten
 

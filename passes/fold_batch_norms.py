@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sptrace.compiler.graph.builder import GraphBuilder, parameter, value
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, parameter, value
 
 aten = torch.ops.aten
 

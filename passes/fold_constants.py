@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from sptrace.compiler.graph.builder import SHAPED_ALIKE, GraphBuilder, parameter, shape
+from sptrace.compiler.graph.sizes import BATCHES, BatchSize, Size
 from sptrace.errors import UnsupportedError
-from sptrace.graph import SHAPED_ALIKE, GraphBuilder, parameter, shape
 from sptrace.passes.functionalize import memory_of, written_by
-from sptrace.sizes import BATCHES, BatchSize, Size
 
 aten = torch.ops.aten
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
-from sptrace.graph import GraphBuilder, parameter, permutation, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, parameter, permutation, shape, static_shape, value
 from sptrace.passes.fold_batch_norms import CONVOLUTIONS
 
 aten = torch.ops.aten

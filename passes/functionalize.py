@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from sptrace.constants import constant
+from sptrace.compiler.graph.builder import GraphBuilder, parameter, shape, value
+from sptrace.compiler.graph.constants import constant
+from sptrace.compiler.graph.views import put_back
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, parameter, shape, value
 from sptrace.passes.canonicalize_splits import canonicalize_splits
-from sptrace.views import put_back
 
 aten = torch.ops.aten
 
@@ -28,7 +28,7 @@ def functionalize(module: fx.GraphModule) -> int:
 
     1. y = relu_(x); z = add(x, 1)                            ->  y = relu(x); z = add(y, 1)
     2. p = slice(x, 2, 1, 9); copy_(p, q); y = softmax(x, 1)  ->  p = slice(x, 2, 1, 9); u = copy(p, q);
-       (any view of `sptrace.views`)                              y = softmax(cat([x[:, :, :1], u, x[:, :, 9:]], 2), 1)
+       (any view of `graph.views`)                              y = softmax(cat([x[:, :, :1], u, x[:, :, 9:]], 2), 1)
     3. v = transpose(x, 2, 3); relu_(x); y = mul(v, 2)        ->  u = relu(x); v = transpose(u, 2, 3); y = mul(v, 2)
     4. z = mul(x, 2, out=y)                                   ->  z = mul(x, 2)
 

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, fx
 
-from sptrace import gates
-from sptrace.graph import GraphBuilder, Target, parameter, place, propagate
+from sptrace.compiler.graph import gates
+from sptrace.compiler.graph.builder import GraphBuilder, Target, parameter, place, propagate
 
 aten = torch.ops.aten
 

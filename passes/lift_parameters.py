@@ -14,7 +14,7 @@ def lift_parameters(module: fx.GraphModule, names: Mapping[str, str]) -> dict[st
     After:   w = input("parameter_0"), after the other inputs; the constant itself stays in the module
 
     Arguments:
-        module: as `sptrace.capture` gives it.
+        module: as `capture.from_torch` gives it.
         names: path of a constant -> name of the parameter that it is. Paths of one name share an input.
     """
     last = [node for node in module.graph.nodes if node.op == "placeholder"][-1]

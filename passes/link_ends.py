@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, ops
 
+from sptrace.compiler.graph.builder import GraphBuilder, Target, parameter, permutation, shape, value
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, parameter, permutation, shape, value
 from sptrace.passes.expressions import (
     NEGLIGIBLE,
     SAME,

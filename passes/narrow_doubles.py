@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from sptrace.graph import GraphBuilder, parameter, propagate, value
+from sptrace.compiler.graph.builder import GraphBuilder, parameter, propagate, value
 
 
 def narrow_doubles(module: fx.GraphModule) -> int:

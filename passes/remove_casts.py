@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, ops
 
+from sptrace.compiler.graph.builder import GraphBuilder, value
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, value
 
 aten = ops.aten
 

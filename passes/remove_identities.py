@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx, ops
 
+from sptrace.compiler.graph.builder import GraphBuilder, shape
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, shape
 
 aten = ops.aten
 

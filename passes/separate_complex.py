@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sptrace import gates
+from sptrace.compiler.graph import gates
+from sptrace.compiler.graph.builder import GraphBuilder, Target, parameter, static_shape, value
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, parameter, static_shape, value
 
 aten = torch.ops.aten
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from sptrace.pullback.smooth_gates import as_product
-from sptrace.pullback.table import Pull
+from sptrace.compiler.pullback.smooth_gates import as_product
+from sptrace.compiler.pullback.table import Pull
 
 
 def share_gates(module: fx.GraphModule) -> int:

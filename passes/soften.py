@@ -10,15 +10,24 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx
 
-from sptrace import gates
-from sptrace.artifact import GateCount
+from sptrace.artifact.description import GateCount
+from sptrace.artifact.softening import Relative, Softening, Temperature
+from sptrace.compiler.graph import gates
+from sptrace.compiler.graph.builder import (
+    GraphBuilder,
+    Target,
+    depends_on,
+    influenced_by,
+    is_batch,
+    placeholder,
+    shape,
+    value,
+)
+from sptrace.compiler.graph.sizes import BatchSize
 from sptrace.errors import SptraceError
-from sptrace.graph import GraphBuilder, Target, depends_on, influenced_by, is_batch, placeholder, shape, value
 from sptrace.passes.curves import Gate
 from sptrace.passes.soften_attention import soften_attention
 from sptrace.passes.spellings import Spellings, inputs
-from sptrace.sizes import BatchSize
-from sptrace.softening import Relative, Softening, Temperature
 
 aten = torch.ops.aten
 
@@ -29,7 +38,7 @@ Recogniser = Callable[..., Gate | None]
 
 
 def soften(module: fx.GraphModule, softening: Softening) -> tuple[GateCount, ...]:
-    """Replace gating ops by the gates of `sptrace.gates`; returns how many of each kind, rule and temperature.
+    """Replace gating ops by the gates of `graph.gates`; returns how many of each kind, rule and temperature.
 
     Before:  y = relu(z)
     After:   y = gates.relu(z, rule="phi", tau=0.6)

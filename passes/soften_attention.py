@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from sptrace import gates
-from sptrace.graph import GraphBuilder, Target, depends_on, placeholder
+from sptrace.artifact.softening import GateRule, Relative, Softening
+from sptrace.compiler.graph import gates
+from sptrace.compiler.graph.builder import GraphBuilder, Target, depends_on, placeholder
 from sptrace.passes.canonicalize_shapes import RESHAPES
-from sptrace.softening import GateRule, Relative, Softening
 
 aten = torch.ops.aten
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from sptrace import gates
-from sptrace.graph import Target, is_batch, parameter, shape, value
+from sptrace.compiler.graph import gates
+from sptrace.compiler.graph.builder import Target, is_batch, parameter, shape, value
 from sptrace.passes import curves
 from sptrace.passes.curves import Gate
 

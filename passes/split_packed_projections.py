@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from sptrace.graph import GraphBuilder, parameter, permutation, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, parameter, permutation, shape, static_shape, value
 from sptrace.passes.canonicalize_shapes import RESHAPES
 
 aten = torch.ops.aten

@@ -9,9 +9,9 @@ from itertools import product
 import torch
 from torch import fx
 
-from sptrace.graph import GraphBuilder, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, static_shape, value
+from sptrace.compiler.graph.phases import weave
 from sptrace.passes.flip_unit_stride_adjoints import turn
-from sptrace.weaving import weave
 
 aten = torch.ops.aten
 

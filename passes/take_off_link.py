@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import fx, ops
 
-from sptrace.graph import GraphBuilder, depends_on, placeholder
+from sptrace.compiler.graph.builder import GraphBuilder, depends_on, placeholder
 from sptrace.passes.canonicalize_splits import canonicalize_splits
 from sptrace.passes.expressions import SIZES
 from sptrace.passes.functionalize import functionalize

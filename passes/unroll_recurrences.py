@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape, value
+from sptrace.compiler.graph.sizes import BatchSize
 from sptrace.errors import UnsupportedError
-from sptrace.graph import GraphBuilder, Target, shape, static_shape, value
 from sptrace.passes.fold_constants import fold_constants
-from sptrace.sizes import BatchSize
 
 aten = torch.ops.aten
 

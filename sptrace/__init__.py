@@ -14,14 +14,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from sptrace import installing
-from sptrace.binding import BoundExplainer
+from sptrace.artifact.softening import Softening
 from sptrace.errors import SptraceError, SptraceWarning, UnsupportedError, VerificationError
-from sptrace.runtime import Explainer, Explanation, load
-from sptrace.softening import Softening
+from sptrace.runtime.bound import BoundExplainer
+from sptrace.runtime.explainer import Explainer, Explanation, load
 from sptrace.version import __version__
 
 if TYPE_CHECKING:
-    from sptrace.compiler import Program, compile
+    from sptrace.compiler.compile import Program, compile
 
 __all__ = [
     "BoundExplainer",
@@ -45,11 +45,11 @@ _MODULES = ("photo", "picture")
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"sptrace.{name}")
+        return importlib.import_module(f"sptrace.runtime.{name}")
     if name not in ("compile", "Program"):
         raise AttributeError(f"module 'sptrace' has no attribute {name!r}")
     try:
-        from sptrace import compiler
+        compiler = importlib.import_module("sptrace.compiler.compile")
     except ModuleNotFoundError as error:
         if error.name in ("torch", "onnx", "onnx_ir"):
             raise SptraceError(f"compiling needs {error.name}: {installing.command('compile')}") from error

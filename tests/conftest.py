@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sptrace.artifact import (
+from sptrace.artifact.description import (
     METADATA_KEY,
     Description,
     GateCount,
@@ -20,7 +20,7 @@ from sptrace.artifact import (
     Preprocessing,
     Verification,
 )
-from sptrace.softening import Softening
+from sptrace.artifact.softening import Softening
 
 # Before torch is loaded, here and in the processes that tests start. The networks are so small that threads would only
 # wait for one another, and files are tested side by side. What a compile measures depends on the number of threads.

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from explained import assert_gradient
-from small_networks import images
-from test_harness import Tail
+from helpers.explained import assert_gradient
+from helpers.small_networks import images
+from helpers.tails import Tail
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint

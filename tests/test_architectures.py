@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import deterministic
 import pytest
 import timm
 import torchvision
+from helpers import deterministic
 from torch import nn
 
 import sptrace
-from sptrace.verification.bounds import TOLERANCE
+from sptrace.compiler.verification.bounds import TOLERANCE
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import captum.attr
-import deterministic
 import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import deterministic
 from skimage import data
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 import sptrace
-from sptrace import models, photo
-from sptrace.verification.eager_programs import normal
+from sptrace import models
+from sptrace.compiler.reference.eager_programs import normal
+from sptrace.runtime import photo
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*hooks.*", "ignore:Input Tensor .* gradients")
 
@@ -116,7 +117,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture
 def explain(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Tensor, int]]:
     """Attribution and class of a program by its artifact. Without verification, whose work captum does here."""
-    monkeypatch.setattr("sptrace.compiler.verify", lambda *_, **__: None)
+    monkeypatch.setattr("sptrace.compiler.compile.verify", lambda *_, **__: None)
 
     def explain(program: str, **options: Any) -> tuple[Tensor, int]:
         compiled = sptrace.compile(

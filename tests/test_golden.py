@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deterministic
-import hard_gates
 import numpy as np
 import pytest
-import runtimes
 import timm
 import torch
 import torchvision
+from helpers import deterministic, hard_gates, runtimes
 from torch import Tensor, fx, nn
 
 import sptrace
-from sptrace import Softening, capture
+from sptrace import Softening
+from sptrace.compiler.capture import from_torch
 
 GOLDEN = Path(__file__).parent / "golden"
 NETWORKS = (
@@ -78,8 +77,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="module")
 def captured() -> Callable[..., fx.GraphModule]:
-    """`sptrace.capture.capture`, once for each network."""
-    right, known = capture.capture, {}
+    """`capture.from_torch.capture`, once for each network."""
+    right, known = from_torch.capture, {}
 
     def once(module: nn.Module, *arguments: Any) -> fx.GraphModule:
         if known.get("module") is not module:
@@ -94,9 +93,9 @@ def compile_to_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured: Callable[..., fx.GraphModule]
 ) -> Iterator[Callable[..., Path]]:
     """Write an artifact. Without verification, whose work the golden files do here, and which has its own tests."""
-    monkeypatch.setattr("sptrace.compiler.verify", lambda *_, **__: None)
-    monkeypatch.setattr("sptrace.compiler.faithful.require_faithful", lambda *_, **__: None)
-    monkeypatch.setattr("sptrace.compiler.capture.capture", captured)
+    monkeypatch.setattr("sptrace.compiler.compile.verify", lambda *_, **__: None)
+    monkeypatch.setattr("sptrace.compiler.compile.faithful.require_faithful", lambda *_, **__: None)
+    monkeypatch.setattr("sptrace.compiler.compile.from_torch.capture", captured)
     path = tmp_path / "program.onnx"
 
     def write(case: Case, program: str, **options: str) -> Path:

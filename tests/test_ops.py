@@ -7,12 +7,11 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import deterministic
 import onnxruntime
-import op_table
 import pytest
 import torch
-from mutation_networks import Alone, Op
+from helpers import deterministic, op_table
+from helpers.mutation_networks import Alone, Op
 from torch import Tensor, nn
 
 import sptrace

@@ -51,7 +51,7 @@ def test_every_name_is_there_and_documented(name: str) -> None:
 def test_modules_are_there_without_importing_them(name: str) -> None:
     code = f"import sys, sptrace; print(sptrace.{name}.__name__, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == f"sptrace.{name} False\n"
+    assert done.stdout == f"sptrace.runtime.{name} False\n"
 
 
 def test_errors_have_one_root() -> None:

@@ -1,7 +1,7 @@
 """Gates with a hard forward and a soft backward, as autograd functions: what the eager peer is built from.
 
-Written to be fast, unlike `sptrace.verification.eager`, against which they are tested. Each saves for the backward pass
-no more than its rule needs. The rules are those of arXiv 2507.22832 and of `sptrace.softening`.
+Written to be fast, unlike `reference.eager`, against which they are tested. Each saves for the backward pass
+no more than its rule needs. The rules are those of arXiv 2507.22832 and of `sptrace.artifact.softening`.
 """
 
 from __future__ import annotations

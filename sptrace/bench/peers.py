@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sptrace.artifact import Preprocessing
+from sptrace.artifact.description import Preprocessing
+from sptrace.artifact.softening import GateRule
 from sptrace.bench import gates
+from sptrace.compiler.reference import eager_gates
+from sptrace.compiler.reference.eager_programs import normal
 from sptrace.errors import SptraceError
-from sptrace.softening import GateRule
-from sptrace.verification import eager_gates
-from sptrace.verification.eager_programs import normal
 
 Rules = Mapping[str, GateRule]
 Softened = Callable[..., Any]

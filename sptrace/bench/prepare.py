@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from sptrace.artifact import SPREAD, Description, Preprocessing
+from sptrace.artifact.description import SPREAD, Description, Preprocessing
+from sptrace.artifact.softening import Softening
 from sptrace.bench.flops import gflop
 from sptrace.bench.job import ARTIFACT, INPUT, NETWORK, Job, one_line
 from sptrace.bench.peers import calls_gates
 from sptrace.bench.timing import TOLERANCE
-from sptrace.compiler import Program, compile_network, example_image
+from sptrace.compiler.compile import Program, compile_network, example_image
+from sptrace.compiler.network import Network
+from sptrace.compiler.verification.bounds import LARGEST_DOUBT
 from sptrace.errors import SptraceError
 from sptrace.models import untrained
-from sptrace.models.assembly import assemble
-from sptrace.models.network import Network
-from sptrace.softening import Softening
-from sptrace.verification.bounds import LARGEST_DOUBT
+from sptrace.models.recording import assemble
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -79,7 +79,7 @@ def prepare(
 
     Arguments:
         network: what is explained.
-        program: a name of `sptrace.programs.PROGRAMS`; its options are at their defaults.
+        program: a name of `sptrace.artifact.programs.PROGRAMS`; its options are at their defaults.
         folder: an empty folder.
         batches: batch sizes.
         peers: names of `sptrace.bench.job.PEERS`.

@@ -10,11 +10,11 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from sptrace.artifact.files import replacing, require_writable
 from sptrace.bench.cold import Cold
 from sptrace.bench.job import OURS
 from sptrace.bench.timing import Row
 from sptrace.errors import SptraceError
-from sptrace.files import replacing, require_writable
 
 EXTENSIONS = (".csv", ".json")
 

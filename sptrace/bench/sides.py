@@ -25,7 +25,7 @@ PEAK_GFLOP = 2 * PEAK_SIZE**3 / 1e9
 
 def ours(job: Job) -> Callable[[], Explain]:
     """The artifact, run as anybody would: sptrace.load and explain."""
-    from sptrace import runtime
+    from sptrace.runtime import explainer as runtime
 
     image, target = job.input()
 

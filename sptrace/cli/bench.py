@@ -12,17 +12,18 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from sptrace import installing, models, picture
+from sptrace import installing, models
+from sptrace.artifact.files import require_writable
+from sptrace.artifact.programs import PROGRAMS, program_kind
 from sptrace.bench import chart, cold, report, timing
 from sptrace.bench.job import OURS, PEERS
 from sptrace.bench.machine import cores, machine
 from sptrace.cli.compile import MODEL_HELP
 from sptrace.errors import SptraceError
-from sptrace.files import require_writable
-from sptrace.programs import PROGRAMS, program_kind
+from sptrace.runtime import picture
 
 if TYPE_CHECKING:
-    from sptrace.models.network import Network
+    from sptrace.compiler.network import Network
 
 
 def bench(

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from sptrace import models
-from sptrace.artifact import Description, Measured, Verification, check_input, check_precision
+from sptrace.artifact.description import Description, Measured, Verification, check_input, check_precision
+from sptrace.artifact.files import require_writable
+from sptrace.artifact.links import LINKS, check_link
+from sptrace.artifact.programs import PROGRAMS, Setting, program_kind
+from sptrace.artifact.softening import DEFAULT_PRESET, PRESETS, Softening
 from sptrace.cli.normalisation import Normalisation
 from sptrace.cli.settings import read_settings
 from sptrace.cli.softening import read_photographs, read_softening
 from sptrace.errors import SptraceError
-from sptrace.files import require_writable
-from sptrace.links import LINKS, check_link
 from sptrace.models import labels as class_names
-from sptrace.programs import PROGRAMS, Setting, program_kind
-from sptrace.softening import DEFAULT_PRESET, PRESETS, Softening
 
 if TYPE_CHECKING:
-    from sptrace.models.network import Network
+    from sptrace.compiler.network import Network
 
 MODEL_HELP = (
     f"One of {', '.join(models.names())}; torchvision:NAME; timm:NAME; or a .pt2 file saved with torch.export "
@@ -239,7 +239,7 @@ def _compile(
     # Only now: a wrong model name should not wait for torch, and its absence is the model source's error to tell.
     import torch
 
-    from sptrace.compiler import compile_network, example_image
+    from sptrace.compiler.compile import compile_network, example_image
 
     compiled = compile_network(
         network,

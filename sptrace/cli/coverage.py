@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sptrace import installing
+from sptrace.artifact.files import replacing, require_writable
 from sptrace.cli.coverage_table import COLUMNS, markdown
 from sptrace.errors import SptraceError
-from sptrace.files import replacing, require_writable
 
 Work = Callable[..., dict[str, str]]
 
-PRELOADED = ("sptrace.compiler", "sptrace.models.untrained", "torch.export._trace")
+PRELOADED = ("sptrace.compiler.compile", "sptrace.models.untrained", "torch.export._trace")
 """What every compilation imports: loaded once, in the process from which those of the networks are forked."""
 
 
@@ -138,13 +138,13 @@ def _measure(source: str, name: str, program: str, threads: int) -> dict[str, st
     """
     import torch
 
-    from sptrace.artifact import Preprocessing
-    from sptrace.compiler import compile_network, example_image
-    from sptrace.emission import saving
-    from sptrace.models.network import Network
+    from sptrace.artifact.description import Preprocessing
+    from sptrace.artifact.softening import Softening
+    from sptrace.compiler.compile import compile_network, example_image
+    from sptrace.compiler.emission import saving
+    from sptrace.compiler.network import Network
+    from sptrace.compiler.verification.autograd import distances
     from sptrace.models.untrained import build
-    from sptrace.softening import Softening
-    from sptrace.verification.autograd import distances
 
     torch.set_num_threads(threads)
     module, size = build(source, name)

@@ -22,21 +22,21 @@ from rich.progress import (
 )
 
 from sptrace import evaluation, installing, models
-from sptrace.artifact import METADATA_KEY, Description, Preprocessing
+from sptrace.artifact.description import METADATA_KEY, Description, Preprocessing
+from sptrace.artifact.files import new_folders, replacing, require_writable
+from sptrace.artifact.onnx_file import outline
 from sptrace.bench.machine import cores
 from sptrace.cli.messages import say
 from sptrace.cli.normalisation import Normalisation
 from sptrace.errors import SptraceError
-from sptrace.files import new_folders, replacing, require_writable
-from sptrace.onnx_file import outline
 from sptrace.version import __version__
 
 if TYPE_CHECKING:
+    from sptrace.compiler.network import Network
     from sptrace.evaluation.data import Pictures
     from sptrace.evaluation.methods import Method
     from sptrace.evaluation.predictor import Predictor
     from sptrace.evaluation.rows import Row
-    from sptrace.models.network import Network
 
 METRICS = (*evaluation.METRICS, "randomisation")
 RANDOMISED = 10

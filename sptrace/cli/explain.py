@@ -16,11 +16,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from sptrace import photo, picture, runtime
+from sptrace.artifact.files import replacing, require_writable
 from sptrace.cli.settings import read_settings
 from sptrace.errors import SptraceError
-from sptrace.files import replacing, require_writable
-from sptrace.runtime import Explainer, Explanation
+from sptrace.runtime import explainer as runtime
+from sptrace.runtime import photo, picture
+from sptrace.runtime.explainer import Explainer, Explanation
 
 SHARED = ("labels", "link")
 """What an explanation says of all samples together."""

@@ -12,11 +12,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sptrace.artifact import METADATA_KEY, Description, Verification
+from sptrace.artifact.description import METADATA_KEY, Description, Verification
+from sptrace.artifact.links import LINKS
+from sptrace.artifact.onnx_file import OnnxFile, Value, outline
+from sptrace.deploy.portability import Portability, portability
 from sptrace.errors import SptraceError
-from sptrace.links import LINKS
-from sptrace.onnx_file import OnnxFile, Value, outline
-from sptrace.portability import Portability, portability
 
 
 def inspect(

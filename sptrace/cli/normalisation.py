@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sptrace.artifact import SMALLEST_STD
+from sptrace.artifact.description import SMALLEST_STD
+from sptrace.artifact.numbers import is_finite
 from sptrace.errors import SptraceError
-from sptrace.numbers import is_finite
 
 if TYPE_CHECKING:
-    from sptrace.models.network import Network
+    from sptrace.compiler.network import Network
 
 Triple = tuple[float, float, float]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sptrace import triton
+from sptrace.deploy import triton
 
 
 def package(

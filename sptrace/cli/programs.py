@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import typer
 
-from sptrace.programs import NEURON, PROGRAMS, Option
+from sptrace.artifact.programs import NEURON, PROGRAMS, Option
 
 
 def programs() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sptrace.artifact.programs import Setting
 from sptrace.errors import SptraceError
-from sptrace.programs import Setting
 
 EXAMPLES = {
     "--tau": "relu=0.6",

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sptrace import photo
-from sptrace.artifact import Preprocessing
+from sptrace.artifact.description import Preprocessing
+from sptrace.artifact.softening import Softening
 from sptrace.cli.settings import pairs
 from sptrace.errors import SptraceError
-from sptrace.softening import Softening
+from sptrace.runtime import photo
 
 
 def read_softening(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sptrace.web import export, server
+from sptrace.deploy.web import export, server
 
 
 def web(

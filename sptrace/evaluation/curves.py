@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from sptrace.artifact.links import probabilities
 from sptrace.evaluation.predictor import Predictor
-from sptrace.links import probabilities
 
 STEPS = 32
 """Equal parts of the pixels."""
@@ -30,7 +30,7 @@ def insertion_deletion(
         image: float32 [3, H, W] in [-1, 1].
         attribution: of the same shape.
         target: the class.
-        link: what makes probabilities of the logits, one of `sptrace.links.LINKS` but "none".
+        link: what makes probabilities of the logits, one of `sptrace.artifact.links.LINKS` but "none".
     """
     order = np.argsort(-attribution.sum(axis=0, dtype=np.float64), axis=None, kind="stable")
     rank = np.empty(order.size, np.int64)

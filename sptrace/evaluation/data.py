@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sptrace import photo
-from sptrace.artifact import Preprocessing
+from sptrace.artifact.description import Preprocessing
 from sptrace.errors import SptraceError
+from sptrace.runtime import photo
 
 
 @dataclass(frozen=True)

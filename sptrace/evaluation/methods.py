@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sptrace.artifact.programs import program_kind
+from sptrace.artifact.softening import DEFAULT_PRESET, Softening
 from sptrace.errors import SptraceError
-from sptrace.programs import program_kind
-from sptrace.runtime import load
-from sptrace.softening import DEFAULT_PRESET, Softening
+from sptrace.runtime.explainer import load
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sptrace.models.network import Network
+    from sptrace.compiler.network import Network
 
 Explain = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]]
 
@@ -98,7 +98,7 @@ def compiled(
     """
     program, softening = named(name)
     if not path.is_file():
-        from sptrace.compiler import compile_network, example_image
+        from sptrace.compiler.compile import compile_network, example_image
 
         progress(f"compiling {name}")
         compile_network(
@@ -134,8 +134,8 @@ def of_captum(network: Network, name: str) -> Method:
     model = _normalised(network)
     settings: dict[str, Any] = {}
     if name == "guided_gradcam":
-        from sptrace.cam_layer import choose
-        from sptrace.compiler import example_image
+        from sptrace.compiler.compile import example_image
+        from sptrace.compiler.objectives.cam_layer import choose
 
         _, path, how = choose(network.module, example_image(network.preprocessing))
         if (how.channels, how.places) != (1, (2, 3)):

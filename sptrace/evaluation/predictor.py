@@ -10,8 +10,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from sptrace.artifact import METADATA_KEY, Description
-from sptrace.links import scores
+from sptrace.artifact.description import METADATA_KEY, Description
+from sptrace.artifact.links import scores
 
 PIXELS = 2**18
 """Of the pictures at a time, 5 of 224 x 224: more are no faster on a CPU."""
@@ -25,7 +25,7 @@ class Predictor:
         threads: as in `sptrace.load`.
 
     Attributes:
-        link: what makes probabilities of what it answers, one of `sptrace.links.LINKS`.
+        link: what makes probabilities of what it answers, one of `sptrace.artifact.links.LINKS`.
         classes: number of classes.
     """
 

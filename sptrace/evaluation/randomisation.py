@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sptrace.compiler import example_image, program_of
+from sptrace.compiler.compile import example_image, program_of
+from sptrace.compiler.network import Network
 from sptrace.evaluation import RANDOMISATION
 from sptrace.evaluation.methods import named
 from sptrace.evaluation.perturbations import pearson
 from sptrace.evaluation.rows import Row
-from sptrace.models.network import Network
 
 STAGES = 8
 """At most so many parts."""

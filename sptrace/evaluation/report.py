@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from sptrace.artifact.files import replacing
 from sptrace.evaluation import METRICS, RANDOMISATION, available
 from sptrace.evaluation.methods import Method
 from sptrace.evaluation.rows import Row
@@ -20,8 +21,7 @@ from sptrace.evaluation.run import MOSAICS
 from sptrace.evaluation.statistics import Estimate, estimate
 from sptrace.evaluation.steps import MONOTONICITY_DRAWS
 from sptrace.evaluation.with_quantus import SENSITIVITY_DRAWS
-from sptrace.files import replacing
-from sptrace.picture import diverging, magnitude
+from sptrace.runtime.picture import diverging, magnitude
 
 REFERENCE = "gradient"
 """What the others' differences are taken to."""

@@ -6,19 +6,19 @@ import copy
 from collections.abc import Callable
 
 import pytest
-import small_networks
 import torch
 import torch.nn.functional as F
+from helpers import small_networks
 from torch import Tensor, nn
 
-from sptrace.artifact import Preprocessing
+from sptrace.artifact.description import Preprocessing
+from sptrace.artifact.programs import program_kind
+from sptrace.artifact.softening import Softening
 from sptrace.bench.peers import PROGRAMS, Peer, calls_gates
+from sptrace.compiler.network import Network
+from sptrace.compiler.reference.eager import reference
+from sptrace.compiler.reference.eager_explainer import Eager
 from sptrace.errors import SptraceError
-from sptrace.models.network import Network
-from sptrace.programs import program_kind
-from sptrace.softening import Softening
-from sptrace.verification.eager import reference
-from sptrace.verification.eager_explainer import Eager
 
 PREPROCESSING = Preprocessing(size=(16, 16), mean=(0.5, 0.4, 0.45), std=(0.2, 0.25, 0.3))
 NORMALISATION = {"mean": PREPROCESSING.mean, "std": PREPROCESSING.std}

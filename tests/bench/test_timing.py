@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from sptrace.artifact import Preprocessing
+from sptrace.artifact.description import Preprocessing
 from sptrace.bench import cold, job, timing
 from sptrace.bench.job import Failed, Job
 from sptrace.bench.prepare import prepare
 from sptrace.bench.worker import Worker
+from sptrace.compiler.network import Network
 from sptrace.errors import SptraceError
-from sptrace.models.network import Network
 
 
 @pytest.fixture(scope="module")

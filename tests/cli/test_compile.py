@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import sptrace
-from sptrace import picture
+from sptrace.artifact.softening import MEASURED
 from sptrace.cli import main
-from sptrace.softening import MEASURED
+from sptrace.runtime import picture
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sptrace import photo, picture
 from sptrace.cli import explain, main
 from sptrace.errors import SptraceError
+from sptrace.runtime import photo, picture
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_a_mistake_is_one_line_and_leaves_no_file(
 def test_an_output_that_cannot_be_written_is_found_before_the_work(
     toy: Any, photograph: Path, monkeypatch: pytest.MonkeyPatch, run: Any, outputs: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr("sptrace.runtime.load", lambda *_, **__: pytest.fail("the work was begun"))
+    monkeypatch.setattr("sptrace.runtime.explainer.load", lambda *_, **__: pytest.fail("the work was begun"))
     monkeypatch.chdir(photograph.parent)
     assert run("explain", toy.path, photograph, *outputs)[0] == 2
 
@@ -217,7 +217,7 @@ def test_a_message_of_several_lines_becomes_one(
     def fail(*_: object, **__: object) -> None:
         raise SptraceError("first line\n  second line")
 
-    monkeypatch.setattr("sptrace.runtime.load", fail)
+    monkeypatch.setattr("sptrace.runtime.explainer.load", fail)
     _, _, errors = run("explain", toy.path, photograph, "-o", tmp_path / "out.png")
     assert errors == "error: first line second line\n"
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from sptrace.artifact import METADATA_KEY, Description, Preprocessing
+from sptrace.artifact.description import METADATA_KEY, Description, Preprocessing
 from sptrace.cli import main
 
 

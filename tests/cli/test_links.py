@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.small_networks import images, small
 from PIL import Image
-from small_networks import images, small
 from torch import nn
 
 import sptrace

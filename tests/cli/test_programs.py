@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from sptrace.artifact.programs import NEURON, PROGRAMS
 from sptrace.cli import main
-from sptrace.programs import NEURON, PROGRAMS
 
 
 def test_every_program_has_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from importlib import import_module
 
 import pytest
-from consumers import require
+from helpers.consumers import require
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sptrace.artifact import Preprocessing
+from sptrace.artifact.description import Preprocessing
 from sptrace.errors import SptraceError
 from sptrace.evaluation.data import read
 

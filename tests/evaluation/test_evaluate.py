@@ -9,17 +9,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import deterministic
 import numpy as np
 import pytest
 import torch
+from helpers import deterministic
+from helpers.small_networks import classifier
 from PIL import Image
-from small_networks import classifier
 from torch import nn
 
 import sptrace
-from sptrace.artifact import Preprocessing
+from sptrace.artifact.description import Preprocessing
 from sptrace.cli import main
+from sptrace.compiler.network import Network
 from sptrace.errors import SptraceError
 from sptrace.evaluation import METRICS, RANDOMISATION, available, data, report, rows, run
 from sptrace.evaluation.methods import Method, of_artifact, of_captum
@@ -28,7 +29,6 @@ from sptrace.evaluation.randomisation import randomisation
 from sptrace.evaluation.report import difference
 from sptrace.evaluation.rows import Row
 from sptrace.evaluation.statistics import estimate
-from sptrace.models.network import Network
 
 SIDE = 32
 QUICK = "infidelity,faithfulness_correlation,insertion,deletion"

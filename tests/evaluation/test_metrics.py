@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import deterministic
 import numpy as np
 import pytest
 import torch
-from small_networks import classifier, small
+from helpers import deterministic
+from helpers.small_networks import classifier, small
 from torch import nn
 
 import sptrace
@@ -21,13 +21,7 @@ from sptrace.evaluation import predictor, steps, with_quantus
 from sptrace.evaluation.curves import STEPS, blurred, insertion_deletion
 from sptrace.evaluation.methods import Method, of_artifact
 from sptrace.evaluation.mosaics import Mosaic, focus, mosaics
-from sptrace.evaluation.perturbations import (
-    cover,
-    faithfulness_correlation,
-    infidelity,
-    patches,
-    pearson,
-)
+from sptrace.evaluation.perturbations import cover, faithfulness_correlation, infidelity, patches, pearson
 from sptrace.evaluation.predictor import Predictor
 
 SIDE = 32

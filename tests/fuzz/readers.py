@@ -25,13 +25,13 @@ from types import FrameType
 
 from fuzz.mutations import Mutation, of_bytes, of_json, of_protobuf, of_safetensors, of_zip
 
-from sptrace import photo
-from sptrace.artifact import Description, Preprocessing
+from sptrace.artifact.description import Description, Preprocessing
+from sptrace.artifact.onnx_file import outline, without_defaults
 from sptrace.cli.explain import _read_direction
 from sptrace.errors import SptraceError
 from sptrace.evaluation import data
 from sptrace.models import exported, labels, pt2_sizes, state_dict
-from sptrace.onnx_file import outline, without_defaults
+from sptrace.runtime import photo
 
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS = 20

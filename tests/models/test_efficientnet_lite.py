@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from sptrace.compiler.network import Network
 from sptrace.models import resolve
-from sptrace.models.network import Network
 
 
 def probabilities(network: Network, photograph: np.ndarray) -> dict[str, float]:

@@ -6,13 +6,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from pt2_files import changed, entries, written
+from helpers.pt2_files import changed, entries, written
 from torch import Tensor, nn
 from torch.export import Dim
 from torchvision.models import alexnet, resnet18
 
 import sptrace
-from sptrace.artifact import Preprocessing
+from sptrace.artifact.description import Preprocessing
 from sptrace.errors import SptraceError
 from sptrace.models import resolve
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pt2_files import (
+from helpers.pt2_files import (
     Document,
     Entries,
     Network,

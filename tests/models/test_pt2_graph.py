@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from pt2_files import archive, changed, entries, exported, saved, written
+from helpers.pt2_files import archive, changed, entries, exported, saved, written
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pt2_files import changed, entries, exported, written
+from helpers.pt2_files import changed, entries, exported, written
 from torch import Tensor, nn
 from torch.export import Dim
 

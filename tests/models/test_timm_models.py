@@ -4,7 +4,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from sptrace.artifact import Preprocessing
+from sptrace.artifact.description import Preprocessing
 from sptrace.errors import SptraceError
 from sptrace.models import resolve
 

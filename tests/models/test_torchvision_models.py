@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import get_model, get_model_weights
 
-from sptrace.artifact import Preprocessing
+from sptrace.artifact.description import Preprocessing
 from sptrace.errors import SptraceError
 from sptrace.models import resolve, torchvision_models
 

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import assert_same_values, images, nodes, ops, small
+from helpers.small_networks import assert_same_values, images, nodes, ops, small
 from torch import Tensor, fx, nn
 
-from sptrace import gates, passes
-from sptrace.capture import capture
-from sptrace.graph import depends_on, placeholder
+from sptrace import passes
+from sptrace.artifact.softening import Softening
+from sptrace.compiler.capture.from_torch import capture
+from sptrace.compiler.graph import gates
+from sptrace.compiler.graph.builder import depends_on, placeholder
+from sptrace.compiler.pullback import pull_back
 from sptrace.passes import absorb_temperatures
-from sptrace.pullback import pull_back
-from sptrace.softening import Softening
 
 TOLERANCE = 2e-6
 ERF = 1 / math.sqrt(2)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from explained import assert_gradient
-from small_networks import images
-from test_harness import Tail
+from helpers.explained import assert_gradient
+from helpers.small_networks import images
+from helpers.tails import Tail
 from torch import Tensor
 
 import sptrace

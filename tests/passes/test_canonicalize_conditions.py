@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from small_networks import Small, images
+from helpers.small_networks import Small, images
 from torch import Tensor
 
 from sptrace import passes
-from sptrace.capture import capture
+from sptrace.compiler.capture.from_torch import capture
 
 SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, 0.5, math.inf, -math.inf, math.nan])
 BOUNDS = torch.tensor([-1.0, 0.5, 1.0])

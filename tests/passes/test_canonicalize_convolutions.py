@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from rule_checks import Op, check_linear, numbers
-from small_networks import assert_same_values, images, nodes, ops, small
+from helpers.rule_checks import Op, check_linear, numbers
+from helpers.small_networks import assert_same_values, images, nodes, ops, small
 from torch import Tensor, fx, nn
 
-from sptrace.capture import capture
+from sptrace.compiler.capture.from_torch import capture
 from sptrace.passes import canonicalize_convolutions
 
 FLATTEN = {"aten.flatten.using_ints": 1}

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from rule_checks import SINGLE, Op, check_all, numbers
-from small_networks import assert_same_values, small
+from helpers.rule_checks import SINGLE, Op, check_all, numbers
+from helpers.small_networks import assert_same_values, small
 from torch import Tensor
 
 from sptrace import passes
-from sptrace.capture import capture
+from sptrace.compiler.capture.from_torch import capture
 from sptrace.errors import UnsupportedError
 
 Function = Callable[[Tensor], Tensor]

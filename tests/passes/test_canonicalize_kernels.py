@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch.nn.functional as F
-from small_networks import assert_same_values, images, ops, small
+from helpers.small_networks import assert_same_values, images, ops, small
 from torch import Tensor, nn
 
-from sptrace.capture import capture
+from sptrace.compiler.capture.from_torch import capture
 from sptrace.passes.canonicalize_kernels import canonicalize_kernels
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from rule_checks import Op, check_all, numbers
+from helpers.rule_checks import Op, check_all, numbers
 from torch import Tensor
 
 from sptrace import passes
-from sptrace.capture import capture
+from sptrace.compiler.capture.from_torch import capture
 from sptrace.errors import UnsupportedError
 
 Function = Callable[[Tensor], Tensor]

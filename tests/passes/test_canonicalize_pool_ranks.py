@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from rule_checks import EXACT, ROUNDED, check_all, numbers
-from small_networks import images, small
+from helpers.rule_checks import EXACT, ROUNDED, check_all, numbers
+from helpers.small_networks import images, small
 from torch import Tensor, nn
 
 import sptrace

@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import assert_same_values, images, nodes, ops, small
+from helpers.small_networks import assert_same_values, images, nodes, ops, small
 from torch import nn
 
-from sptrace.capture import capture
+from sptrace.compiler.capture.from_torch import capture
+from sptrace.compiler.graph.builder import shape
+from sptrace.compiler.graph.sizes import BATCH
 from sptrace.errors import UnsupportedError
-from sptrace.graph import shape
 from sptrace.passes import canonicalize_pools
-from sptrace.sizes import BATCH
 
 FLATTEN = {"aten.flatten.using_ints": 1}
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from rule_checks import ROUNDED, check_all, numbers
-from small_networks import images, small
+from helpers.rule_checks import ROUNDED, check_all, numbers
+from helpers.small_networks import images, small
 
 from sptrace import passes
-from sptrace.capture import capture
+from sptrace.compiler.capture.from_torch import capture
 
 
 def test_quantiles() -> None:

@@ -9,7 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from rule_checks import ROUNDED, Op, SideBySide, check_linear, check_ordinary, compile_pullback, numbers
+from helpers.rule_checks import (
+    ROUNDED,
+    Op,
+    SideBySide,
+    check_linear,
+    check_ordinary,
+    compile_pullback,
+    numbers,
+)
 from torch import Tensor, nn
 
 from sptrace.errors import UnsupportedError

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from rule_checks import Op, check_linear, check_ordinary, compile_pullback, numbers
-from small_networks import ops
+from helpers.rule_checks import Op, check_linear, check_ordinary, compile_pullback, numbers
+from helpers.small_networks import ops
 from torch import Tensor
 
 from sptrace.errors import UnsupportedError

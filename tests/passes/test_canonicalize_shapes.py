@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import assert_same_values, images, nodes, ops, small
+from helpers.small_networks import assert_same_values, images, nodes, ops, small
 from torch import Tensor, nn
 
-from sptrace.capture import capture
+from sptrace.compiler.capture.from_torch import capture
 from sptrace.errors import UnsupportedError
 from sptrace.passes import canonicalize_shapes
 

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from rule_checks import ROUNDED, check_all, numbers
-from small_networks import images, ops, small
+from helpers.rule_checks import ROUNDED, check_all, numbers
+from helpers.small_networks import images, ops, small
 from torch import nn
 from torch._ops import OpOverload
 
-from sptrace import passes, pullback
-from sptrace.capture import capture
-from sptrace.emission.builder import EMITTERS
-from sptrace.graph import IN_ANOTHER_SHAPE
+from sptrace import passes
+from sptrace.compiler import pullback
+from sptrace.compiler.capture.from_torch import capture
+from sptrace.compiler.emission.builder import EMITTERS
+from sptrace.compiler.graph.builder import IN_ANOTHER_SHAPE
 from sptrace.passes.decompose import WHOLE, is_composed
 
 aten = torch.ops.aten

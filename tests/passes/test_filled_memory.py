@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from explained import assert_gradient
-from test_forward_alone import Between
+from helpers.explained import assert_gradient
+from helpers.tails import Between
 from torch import Tensor
 
 

@@ -4,10 +4,10 @@ from itertools import product
 
 import pytest
 import torch
-from small_networks import ops
+from helpers.small_networks import ops
 from torch import Tensor, fx, nn
 
-from sptrace.graph import GraphBuilder, without_data
+from sptrace.compiler.graph.builder import GraphBuilder, without_data
 from sptrace.passes import flip_unit_stride_adjoints
 
 aten = torch.ops.aten

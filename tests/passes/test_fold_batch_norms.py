@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import assert_same_values, images, nodes, ops, small
+from helpers.small_networks import assert_same_values, images, nodes, ops, small
 from torch import Tensor, fx, nn
 
-from sptrace.capture import capture
+from sptrace.compiler.capture.from_torch import capture
+from sptrace.compiler.graph.builder import parameter
 from sptrace.errors import UnsupportedError
-from sptrace.graph import parameter
 from sptrace.passes import fold_batch_norms
 
 TOLERANCE = 1e-6

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import assert_same_values, images, nodes, ops, small
+from helpers.small_networks import assert_same_values, images, nodes, ops, small
 from torch import Tensor, fx, nn
 
 from sptrace import passes
-from sptrace.capture import capture
+from sptrace.compiler.capture.from_torch import capture
 from sptrace.passes import fold_scales
 
 Body = Callable[[Any, Tensor], Tensor]

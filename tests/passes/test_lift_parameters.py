@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import torch
-from small_networks import assert_same_values, classifier, images, nodes, small
+from helpers.small_networks import assert_same_values, classifier, images, nodes, small
 from torch import Tensor, nn
 
 from sptrace import passes
-from sptrace.capture import capture
+from sptrace.compiler.capture.from_torch import capture
 
 
 def lifted(

@@ -7,19 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from rule_checks import numbers
-from small_networks import ops
+from helpers.rule_checks import numbers
+from helpers.small_networks import ops
 from torch import Tensor, fx, nn
 
-from sptrace import gates
-from sptrace.graph import GraphBuilder, without_data
-from sptrace.passes import (
-    absorb_cotangent_factors,
-    drop_expansions,
-    share_common_subexpressions,
-    share_gates,
-)
-from sptrace.pullback.table import TABLE, Pull
+from sptrace.compiler.graph import gates
+from sptrace.compiler.graph.builder import GraphBuilder, without_data
+from sptrace.compiler.pullback.table import TABLE, Pull
+from sptrace.passes import absorb_cotangent_factors, drop_expansions, share_common_subexpressions, share_gates
 
 aten = torch.ops.aten
 

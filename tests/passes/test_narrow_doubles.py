@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_networks import assert_same_values, images, small
+from helpers.small_networks import assert_same_values, images, small
 from torch import Tensor, nn
 
-from sptrace.capture import capture
+from sptrace.compiler.capture.from_torch import capture
 from sptrace.passes.narrow_doubles import narrow_doubles
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from explained import assert_gradient
-from rule_checks import ROUNDED, check_all, numbers
-from small_networks import images, small
+from helpers.explained import assert_gradient
+from helpers.rule_checks import ROUNDED, check_all, numbers
+from helpers.small_networks import images, small
 from torch import Tensor, nn
 
 import sptrace

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import assert_same_values, images, ops, small
+from helpers.small_networks import assert_same_values, images, ops, small
 from torch import Tensor, nn
 
-from sptrace.capture import capture
-from sptrace.graph import GraphBuilder, placeholder, without_data
+from sptrace.compiler.capture.from_torch import capture
+from sptrace.compiler.graph.builder import GraphBuilder, placeholder, without_data
 from sptrace.passes import share_common_subexpressions
 
 aten = torch.ops.aten

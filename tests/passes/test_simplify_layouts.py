@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from rule_checks import numbers
-from small_networks import ops
+from helpers.rule_checks import numbers
+from helpers.small_networks import ops
 from torch import Tensor, fx, nn
 
-from sptrace.graph import GraphBuilder, without_data
+from sptrace.compiler.graph.builder import GraphBuilder, without_data
 from sptrace.passes import simplify_layouts
 
 aten = torch.ops.aten

@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import assert_same_values, classifier, images, ops, small
+from helpers.small_networks import assert_same_values, classifier, images, ops, small
 from torch import Tensor, nn
 
-from sptrace import gates, passes
-from sptrace.artifact import GateCount
-from sptrace.capture import capture
+from sptrace import passes
+from sptrace.artifact.description import GateCount
+from sptrace.artifact.softening import Softening
+from sptrace.compiler.capture.from_torch import capture
+from sptrace.compiler.graph import gates
 from sptrace.errors import SptraceError
-from sptrace.softening import Softening
 
 
 def softened(activation: Any, softening: Softening) -> tuple[tuple[GateCount, ...], list[Any]]:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 import torch.nn.functional as F
-from gate_spellings import CURVES, LEAKY_RELUS, MAX_POOLS, NO_GATES, RELU6S, RELUS
-from rule_checks import Op, SideBySide, check_jacobians, check_ordinary, compile_pullback, numbers
+from helpers.gate_spellings import CURVES, LEAKY_RELUS, MAX_POOLS, NO_GATES, RELU6S, RELUS
+from helpers.rule_checks import Op, SideBySide, check_jacobians, check_ordinary, compile_pullback, numbers
 from torch import Tensor, nn
 
-from sptrace.softening import PRESETS, Softening
+from sptrace.artifact.softening import PRESETS, Softening
 
 Map = Callable[[Tensor], Tensor]
 

@@ -8,15 +8,15 @@ import pytest
 import timm
 import torch
 import torchvision
-from rule_checks import numbers
-from small_networks import assert_same_values, images, nodes, small
+from helpers.rule_checks import numbers
+from helpers.small_networks import assert_same_values, images, nodes, small
 from torch import Tensor, fx, nn
 
 from sptrace import passes
-from sptrace.artifact import Preprocessing
-from sptrace.assemble import assemble
-from sptrace.capture import capture
-from sptrace.softening import Softening
+from sptrace.artifact.description import Preprocessing
+from sptrace.artifact.softening import Softening
+from sptrace.compiler.assemble import assemble
+from sptrace.compiler.capture.from_torch import capture
 
 Body = Callable[[Any, Tensor], Tensor]
 

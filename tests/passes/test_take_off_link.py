@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import assert_same_values, images, ops, small
+from helpers.small_networks import assert_same_values, images, ops, small
 from torch import Tensor, fx, nn
 
-from sptrace.capture import capture
+from sptrace.compiler.capture.from_torch import capture
 from sptrace.errors import UnsupportedError
 from sptrace.passes.take_off_link import find_link, made_of, take_off_link
 

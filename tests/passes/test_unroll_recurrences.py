@@ -8,12 +8,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from rule_checks import ROUNDED, Op, check_ordinary, compile_pullback, numbers, randomized
-from small_networks import images, ops, small
+from helpers.rule_checks import ROUNDED, Op, check_ordinary, compile_pullback, numbers, randomized
+from helpers.small_networks import images, ops, small
 from torch import Tensor, nn
 
 import sptrace
-from sptrace.verification.eager_recurrences import rnn_relu
+from sptrace.compiler.reference.eager_recurrences import rnn_relu
 
 BOTH_WAYS_TWICE = {"num_layers": 2, "bidirectional": True}
 

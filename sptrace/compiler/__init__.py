@@ -1,0 +1,1 @@
+"""From a network to a verified program. `sptrace.compile` and `sptrace.Program` are its public names."""

@@ -1,0 +1,1 @@
+"""Running artifacts: what a service imports. Needs numpy, onnxruntime and Pillow alone."""

@@ -1,0 +1,1 @@
+"""What several tests use: networks, weights that any machine rebuilds, second computations."""
