@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
+from sptrace.artifact.labels import of_mapping
 from sptrace.errors import SptraceError
 
 IMAGENET = "imagenet"
@@ -63,10 +62,3 @@ def _of_json(data: object, source: str) -> tuple[str, ...]:
             f"{source} holds no labels: write a list of names, or a mapping from 0, 1, ... to names"
         )
     return tuple(names)
-
-
-def of_mapping(names: Mapping[Any, Any]) -> list[Any] | None:
-    """The names of the classes 0, 1, ... of a mapping from index to name; None if it has other keys."""
-    given = {str(index): name for index, name in names.items()}
-    wanted = [str(index) for index in range(len(names))]
-    return [given[index] for index in wanted] if set(given) == set(wanted) else None

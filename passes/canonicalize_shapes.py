@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from torch import fx, ops
+from torch import fx
 
 from sptrace.compiler.graph.builder import GraphBuilder, shape
-
-aten = ops.aten
-
-RESHAPES = {
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.unflatten.int,
-    aten.unsqueeze.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-}
+from sptrace.compiler.graph.views import RESHAPES
 
 
 def canonicalize_shapes(module: fx.GraphModule) -> int:

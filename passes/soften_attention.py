@@ -8,7 +8,7 @@ from torch import fx
 from sptrace.artifact.softening import GateRule, Relative, Softening
 from sptrace.compiler.graph import gates
 from sptrace.compiler.graph.builder import GraphBuilder, Target, depends_on, placeholder
-from sptrace.passes.canonicalize_shapes import RESHAPES
+from sptrace.compiler.graph.views import RESHAPES
 
 aten = torch.ops.aten
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from sptrace.compiler.graph.builder import GraphBuilder, parameter, permutation, shape, static_shape, value
-from sptrace.passes.canonicalize_shapes import RESHAPES
+from sptrace.compiler.graph.views import RESHAPES
 
 aten = torch.ops.aten
 

@@ -17,7 +17,8 @@ from sptrace import installing
 from sptrace.artifact.softening import Softening
 from sptrace.errors import SptraceError, SptraceWarning, UnsupportedError, VerificationError
 from sptrace.runtime.bound import BoundExplainer
-from sptrace.runtime.explainer import Explainer, Explanation, load
+from sptrace.runtime.explainer import Explainer, load
+from sptrace.runtime.explanation import Explanation
 from sptrace.version import __version__
 
 if TYPE_CHECKING:

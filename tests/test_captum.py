@@ -28,7 +28,7 @@ from torchvision.models.resnet import BasicBlock
 
 import sptrace
 from sptrace import models
-from sptrace.compiler.reference.eager_programs import normal
+from sptrace.artifact.noise import normal
 from sptrace.runtime import photo
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*hooks.*", "ignore:Input Tensor .* gradients")

@@ -21,6 +21,9 @@ FORMAT = 1
 SPREAD = 4.0
 """How many times the doubt about hard gates an attribution may be away from the reference."""
 
+LARGEST_DOUBT = 0.02
+"""As far as gates in doubt may move an attribution that passes for right all the same."""
+
 
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 LARGEST_SIDE = 65535

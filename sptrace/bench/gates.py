@@ -7,7 +7,7 @@ no more than its rule needs. The rules are those of arXiv 2507.22832 and of `spt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -232,6 +232,58 @@ class _Scaled(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
         (z,) = ctx.saved_tensors
         return v * ctx.factor(z), None, None
+
+
+def leaky_relu_factor(z: Tensor, tau: float, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """1 above 0 and the slope below, the step softened to Phi(z / tau)."""
+    opened: Tensor = torch.special.ndtr(z / tau)
+    return opened.mul_(1 - negative_slope).add_(negative_slope)
+
+
+def elu_factor(z: Tensor, tau: float, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """1 above 0 and alpha (exp(z) - 1) / z below, the step softened to Phi(z / tau)."""
+    below = z.clamp(max=-1e-7)
+    return torch.lerp(alpha * torch.expm1(below) / below, torch.ones_like(z), torch.special.ndtr(z / tau))
+
+
+def mish_factor(z: Tensor, tau: float, inplace: bool = False) -> Tensor:
+    """The gate of z tanh(softplus(z)), at z / tau."""
+    return torch.tanh(F.softplus(z / tau))
+
+
+def softplus_factor(z: Tensor, tau: float, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """The slope of a softplus, sigma(beta z / tau)."""
+    return torch.sigmoid(z * (beta / tau))
+
+
+def group_norm_factor(
+    z: Tensor,
+    tau: None,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The weight over the deviation of each group: statistics carry no cotangent."""
+    groups = z.reshape(len(z), num_groups, -1)
+    scale = torch.rsqrt(groups.var(2, correction=0) + eps)
+    scale = scale.repeat_interleave(z.shape[1] // num_groups, 1)
+    scale = scale if weight is None else scale * weight
+    return scale.view(*scale.shape, *[1] * (z.ndim - 2))
+
+
+def rms_norm_factor(
+    z: Tensor,
+    tau: None,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """The weight over the root mean square: it carries no cotangent."""
+    dims = list(range(-len(normalized_shape), 0))
+    eps = torch.finfo(z.dtype).eps if eps is None else eps
+    scale = torch.rsqrt(z.square().mean(dims, keepdim=True) + eps)
+    return scale if weight is None else scale * weight
 
 
 relu: Gate = _ReLU.apply

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sptrace.artifact.description import Preprocessing
+from sptrace.artifact.noise import normal
 from sptrace.artifact.softening import GateRule
 from sptrace.bench import gates
-from sptrace.compiler.reference import eager_gates
-from sptrace.compiler.reference.eager_programs import normal
 from sptrace.errors import SptraceError
 
 Rules = Mapping[str, GateRule]
@@ -278,33 +277,29 @@ def _frozen_softmax(hard: Softened) -> Softened:
     return soft
 
 
-_OTHERS: Mapping[str, Sequence[Softened]] = {
-    "leaky_relu": (F.leaky_relu,),
-    "elu": (F.elu,),
-    "mish": (F.mish,),
-    "softplus": (F.softplus,),
-    "group_norm": (F.group_norm,),
-    "rms_norm": (F.rms_norm,),
+_OTHERS: Mapping[str, tuple[Softened, Softened]] = {
+    "leaky_relu": (F.leaky_relu, gates.leaky_relu_factor),
+    "elu": (F.elu, gates.elu_factor),
+    "mish": (F.mish, gates.mish_factor),
+    "softplus": (F.softplus, gates.softplus_factor),
+    "group_norm": (F.group_norm, gates.group_norm_factor),
+    "rms_norm": (F.rms_norm, gates.rms_norm_factor),
 }
-"""Rarer gates: their factors are the reference's."""
+"""Rarer gates, and what the cotangent is multiplied by."""
 
 
 def _others(kind: str) -> Callable[[str, Any], dict[Softened, Softened]]:
     def make(rule: str, tau: Any) -> dict[Softened, Softened]:
-        return {hard: _other(hard, eager_gates.FACTORS[kind][rule], tau) for hard in _OTHERS[kind]}
+        hard, factor = _OTHERS[kind]
+
+        def soft(input: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return gates.scaled(
+                input, lambda z: hard(z, *args, **kwargs), lambda z: factor(z, tau, *args, **kwargs)
+            )
+
+        return {hard: soft}
 
     return make
-
-
-def _other(hard: Softened, factor: Softened, tau: Any) -> Softened:
-    names = eager_gates.CALLS[hard.__name__][1].split()[1:]
-
-    def soft(input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        settings = dict(zip(names, args, strict=False)) | kwargs
-        settings.pop("inplace", None)
-        return gates.scaled(input, lambda z: hard(z, **settings), lambda z: factor(z, tau, **settings))
-
-    return soft
 
 
 # --- Modules that call them ---

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from sptrace.artifact.description import SPREAD, Description, Preprocessing
+from sptrace.artifact.description import LARGEST_DOUBT, SPREAD, Description, Preprocessing
 from sptrace.artifact.softening import Softening
 from sptrace.bench.flops import gflop
 from sptrace.bench.job import ARTIFACT, INPUT, NETWORK, Job, one_line
@@ -19,7 +19,6 @@ from sptrace.bench.peers import calls_gates
 from sptrace.bench.timing import TOLERANCE
 from sptrace.compiler.compile import Program, compile_network, example_image
 from sptrace.compiler.network import Network
-from sptrace.compiler.verification.bounds import LARGEST_DOUBT
 from sptrace.errors import SptraceError
 from sptrace.models import untrained
 from sptrace.models.recording import assemble

@@ -140,10 +140,10 @@ def _measure(source: str, name: str, program: str, threads: int) -> dict[str, st
 
     from sptrace.artifact.description import Preprocessing
     from sptrace.artifact.softening import Softening
+    from sptrace.compiler.autograd import distances
     from sptrace.compiler.compile import compile_network, example_image
     from sptrace.compiler.emission import saving
     from sptrace.compiler.network import Network
-    from sptrace.compiler.verification.autograd import distances
     from sptrace.models.untrained import build
 
     torch.set_num_threads(threads)

@@ -21,7 +21,8 @@ from sptrace.cli.settings import read_settings
 from sptrace.errors import SptraceError
 from sptrace.runtime import explainer as runtime
 from sptrace.runtime import photo, picture
-from sptrace.runtime.explainer import Explainer, Explanation
+from sptrace.runtime.explainer import Explainer
+from sptrace.runtime.explanation import Explanation
 
 SHARED = ("labels", "link")
 """What an explanation says of all samples together."""

@@ -23,6 +23,7 @@ from sptrace.artifact.description import (
     check_input,
     check_precision,
 )
+from sptrace.artifact.labels import of_mapping
 from sptrace.artifact.links import LINKS, Outputs, check_link
 from sptrace.artifact.neuron import Neuron
 from sptrace.artifact.numbers import is_finite, plain
@@ -46,7 +47,6 @@ from sptrace.compiler.reference.eager_explainer import Eager
 from sptrace.compiler.verification.photographs import verify_pictures
 from sptrace.compiler.verification.verify import verify
 from sptrace.errors import SptraceError, SptraceWarning, UnsupportedError
-from sptrace.models.labels import of_mapping
 from sptrace.runtime.checks import outside
 from sptrace.version import __version__
 

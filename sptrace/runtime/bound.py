@@ -6,16 +6,29 @@ explanation = bound.explain(images, "espresso")  # through the same buffers ever
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from sptrace.errors import SptraceError
+from sptrace.runtime.explanation import Explanation, Target
 
-if TYPE_CHECKING:
-    from sptrace.runtime.explainer import Explainer, Explanation, Target
+
+class Explaining(Protocol):
+    """What is asked of the explainer that is bound: to turn arguments into inputs, and outputs into an explanation."""
+
+    def feeds(
+        self, image: Any, target: Target, direction: Any, settings: Mapping[str, float]
+    ) -> dict[str, NDArray[Any]]:
+        """What the inputs are given, by name."""
+
+    def explanation(
+        self, feeds: Mapping[str, NDArray[Any]], answers: Mapping[str, NDArray[Any]]
+    ) -> Explanation:
+        """What the outputs say."""
 
 
 class BoundExplainer:
@@ -32,7 +45,7 @@ class BoundExplainer:
 
     def __init__(
         self,
-        explainer: Explainer,
+        explainer: Explaining,
         session: onnxruntime.InferenceSession,
         batch: int,
         device: str,

@@ -10,7 +10,7 @@ import operator
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -25,81 +25,13 @@ from sptrace.errors import SptraceError, SptraceWarning
 from sptrace.runtime import targets
 from sptrace.runtime.bound import BoundExplainer
 from sptrace.runtime.checks import checked, outside
+from sptrace.runtime.explanation import Explanation, Target, warn_undefined
+from sptrace.runtime.session import Provider, start
 from sptrace.runtime.targets import PREDICTED
 
-Provider = str | tuple[str, dict[str, Any]]
-Target = int | str | Sequence[int | str] | NDArray[np.integer[Any]] | None
 SURE = 1 - 1e-5
 """From where on a probability's slope has less than three digits in float32."""
-MOST_THREADS = 1024
-"""No machine has more cores than that for one operator; onnxruntime starts as many as it is told, or dies."""
-_INSTALL = dict.fromkeys(
-    ("CUDAExecutionProvider", "TensorrtExecutionProvider"),
-    "; pip install onnxruntime-gpu in place of onnxruntime",
-)
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
-
-
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """The answer of an artifact.
-
-    Arguments:
-        attribution: float32 [N, 3, H, W]; what `image` contributes, in the units of the program.
-        logits: float32 [N, classes].
-        target: int64 [N], the class or channel that was explained; None for a direction.
-        labels: one name per class, or None.
-        image_out: float32 [N, 3, H, W], the picture that an ascent arrives at; None for other programs.
-        activation: float32 [N, channels] of the layer whose channels are explained; None where classes are.
-        logits_out: float32 [N, classes] of `image_out`; None if the artifact does not give them.
-        overlay: uint8 [N, H, W, 3], the explanation drawn over the photograph; None if the artifact does not draw it.
-        link: what makes probabilities of the logits, one of `sptrace.artifact.links.LINKS`.
-    """
-
-    attribution: NDArray[np.float32]
-    logits: NDArray[np.float32]
-    target: NDArray[np.int64] | None
-    labels: tuple[str, ...] | None
-    image_out: NDArray[np.float32] | None = None
-    activation: NDArray[np.float32] | None = None
-    logits_out: NDArray[np.float32] | None = None
-    overlay: NDArray[np.uint8] | None = None
-    link: str = "softmax"
-
-    @property
-    def scores(self) -> NDArray[np.float32]:
-        """What each class has, float32 [N, classes]: the logits, or of one logit for two its negative and itself."""
-        return links.scores(self.link, self.logits, self.labels)
-
-    @property
-    def probabilities(self) -> NDArray[np.float32] | None:
-        """What the link makes of the logits, float32 [N, classes]; None where they are plain values."""
-        return links.probabilities(self.link, self.logits, self.labels)
-
-    @property
-    def scores_out(self) -> NDArray[np.float32] | None:
-        """`scores` of `image_out`; None if its logits are not given."""
-        return None if self.logits_out is None else links.scores(self.link, self.logits_out, self.labels)
-
-    @property
-    def probabilities_out(self) -> NDArray[np.float32] | None:
-        """`probabilities` of `image_out`; None if its logits are not given."""
-        return (
-            None if self.logits_out is None else links.probabilities(self.link, self.logits_out, self.labels)
-        )
-
-    def label(self, sample: int = 0) -> str:
-        """Name of what was explained in a sample: a class, "class 7" if it has no name, "channel 7", "direction".
-
-        An output that is a plain value, and has no name, is "output 7".
-        """
-        if self.target is None:
-            return "direction"
-        index = int(self.target[sample])
-        if self.activation is not None:
-            return f"channel {index}"
-        unnamed = "output" if self.link == "none" else "class"
-        return self.labels[index] if self.labels else f"{unnamed} {index}"
 
 
 class Explainer:
@@ -245,7 +177,7 @@ class Explainer:
         targets = None if self.takes_direction else self._resolved(feeds["target"], answers)
         given = Explanation(target=targets, labels=self.labels, link=self.description.link, **answers)
         self._warn_sure(given)
-        _warn_undefined(given)
+        warn_undefined(given)
         return given
 
     def bind(self, batch: int, *, device: str = "cpu", device_id: int = 0) -> BoundExplainer:
@@ -368,19 +300,6 @@ class Explainer:
         return index
 
 
-def _warn_undefined(explanation: Explanation) -> None:
-    """Say so where there is no explanation."""
-    finite = np.isfinite(explanation.attribution).all(axis=(1, 2, 3))
-    if not finite.all():
-        listed = ", ".join(map(str, np.flatnonzero(~finite)[:9]))
-        warnings.warn(
-            f"the attribution of picture {listed} is NaN or infinite: something in the network has no derivative "
-            "there, as a root has none at 0, in PyTorch neither",
-            SptraceWarning,
-            stacklevel=4,
-        )
-
-
 def load(
     path: str | os.PathLike[str],
     *,
@@ -410,11 +329,7 @@ def load(
         raise SptraceError(f"the path of an artifact is a text or a path, not {type(path).__name__}")
     if not os.path.isfile(path):
         raise SptraceError(f"there is no file {path}: give an artifact that `sptrace compile` wrote")
-    chosen: Sequence[Provider] = ["CPUExecutionProvider"] if providers is None else _providers(providers)
-    names = [_name(provider) for provider in chosen]
-    _require_providers(names, onnxruntime.get_available_providers(), "is not part of this onnxruntime")
-    session = _session(path, chosen, threads, batch)
-    _require_providers(names, session.get_providers(), "did not start (onnxruntime's own message says why)")
+    session = start(path, providers, threads, batch)
     metadata = session.get_modelmeta().custom_metadata_map
     if METADATA_KEY not in metadata:
         raise SptraceError(f"{path} was not written by sptrace: compile the network with `sptrace compile`")
@@ -475,62 +390,3 @@ def _has_shape(shape: Sequence[int | str | None] | None, wanted: Sequence[int | 
         and len(shape) == len(wanted) + 1
         and all(size in (None, given) for size, given in zip(wanted, shape[1:], strict=True))
     )
-
-
-def _providers(given: object) -> list[Provider]:
-    """Names, or pairs of a name and options."""
-    chosen = list(given) if isinstance(given, list | tuple) else []
-    if not chosen or not all(
-        isinstance(one, str)
-        or (
-            isinstance(one, list | tuple)
-            and [type(part) for part in one[:2]] == [str, dict]
-            and len(one) == 2
-        )
-        for one in chosen
-    ):
-        raise SptraceError(
-            f"providers must be a list of names, or of pairs of a name and a dict of options, not {given!r}"
-        )
-    return chosen
-
-
-def _name(provider: Provider) -> str:
-    return provider if isinstance(provider, str) else provider[0]
-
-
-def _session(
-    path: str | os.PathLike[str], providers: Sequence[Provider], threads: int | None, batch: int | None
-) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = (
-        3  # errors; its warnings concern those who write the file, not those who run it
-    )
-    threads, batch = plain(threads), plain(batch)
-    if threads is not None:
-        if not (is_whole(threads) and 1 <= threads <= MOST_THREADS):
-            raise SptraceError(f"cannot run on {threads!r} threads: give 1 to {MOST_THREADS}")
-        options.intra_op_num_threads = threads
-    if batch is not None:
-        if not (is_whole(batch) and batch >= 1):
-            raise SptraceError(f"cannot take {batch!r} images at a time: give 1 or more")
-        options.add_free_dimension_override_by_name("N", batch)
-    # One block laid out for all tensors holds more at its peak than they need, and is no faster on a CPU.
-    options.enable_mem_pattern = any(_name(provider) != "CPUExecutionProvider" for provider in providers)
-    try:
-        # Its fallback would move the session to the CPU when a provider fails, at the start or later.
-        return onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=list(providers), enable_fallback=0
-        )
-    except Exception as error:  # onnxruntime's exceptions have no common base
-        reason = str(error).partition("\n")[0]
-        raise SptraceError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {reason}") from error
-
-
-def _require_providers(wanted: Sequence[str], present: Sequence[str], problem: str) -> None:
-    for name in wanted:
-        if name not in present:
-            advice = _INSTALL.get(name, "")
-            raise SptraceError(
-                f"the execution provider {name} {problem}: available are {', '.join(present)}{advice}"
-            )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from sptrace.artifact.colours import COLOURS, PERCENTILE, POSITIONS
 from sptrace.artifact.files import replacing
 from sptrace.errors import SptraceError
 
@@ -28,21 +29,6 @@ HIGHEST = {".webp": 16383, ".jpg": 65500}
 INK, FAINT, LINE = (28, 28, 30), (110, 110, 116), (205, 205, 210)
 CAPTIONS = ("what the network saw", "attribution, summed over colours", "the change that raises the score")
 ARRIVED = "the picture that the ascent arrives at"
-
-# ColorBrewer's RdBu, seven classes, with a pure white for zero.
-_POSITIONS = (-1.0, -0.667, -0.333, 0.0, 0.333, 0.667, 1.0)
-_COLOURS = (
-    (33, 102, 172),
-    (103, 169, 207),
-    (209, 229, 240),
-    (255, 255, 255),
-    (253, 219, 199),
-    (239, 138, 98),
-    (178, 24, 43),
-)
-POSITIVE, NEGATIVE = _COLOURS[-1], _COLOURS[0]
-# A few extreme pixels would otherwise make all the others pale.
-PERCENTILE = 99.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +128,7 @@ def diverging(values: NDArray[np.floating]) -> Image.Image:
     Returns:
         An image of mode RGB, W x H pixels.
     """
-    channels = [np.interp(values, _POSITIONS, [colour[c] for colour in _COLOURS]) for c in range(3)]
+    channels = [np.interp(values, POSITIONS, [colour[c] for colour in COLOURS]) for c in range(3)]
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 

@@ -242,7 +242,9 @@ def test_a_provider_that_does_not_start_is_refused(toy: Any, monkeypatch: pytest
     """As with onnxruntime-gpu on a machine without CUDA: onnxruntime itself would go on with the CPU."""
     available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: available)
-    monkeypatch.setattr(runtime, "_session", lambda path, *_: runtime.onnxruntime.InferenceSession(path))
+    monkeypatch.setattr(
+        "sptrace.runtime.session._session", lambda path, *_: runtime.onnxruntime.InferenceSession(path)
+    )
     with refused("CUDAExecutionProvider did not start"):
         runtime.load(toy.path, providers=["CUDAExecutionProvider"])
 
@@ -263,7 +265,7 @@ def test_memory_is_laid_out_beforehand_for_gpus_alone(toy: Any, monkeypatch: pyt
 
     cuda = "CUDAExecutionProvider"
     monkeypatch.setattr(runtime.onnxruntime, "InferenceSession", session)
-    monkeypatch.setattr(runtime, "_require_providers", lambda *_: None)
+    monkeypatch.setattr("sptrace.runtime.session._require_providers", lambda *_: None)
     for providers in (None, [("CPUExecutionProvider", {})], [cuda], [(cuda, {}), "CPUExecutionProvider"]):
         runtime.load(toy.path, providers=providers)
     assert seen == [False, False, True, True]

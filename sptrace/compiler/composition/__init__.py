@@ -11,7 +11,7 @@ from torch import fx
 from sptrace import passes
 from sptrace.compiler.assemble import Assembled
 from sptrace.compiler.composition import ascent, averages, cams, fusion, plain
-from sptrace.compiler.composition.loop import Loop
+from sptrace.compiler.graph.loop import Loop
 
 Build = Callable[[Assembled, Mapping[str, Any]], fx.GraphModule]
 

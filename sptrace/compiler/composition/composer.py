@@ -13,8 +13,8 @@ import torch
 from torch import fx, nn
 
 from sptrace.compiler.assemble import Assembled
-from sptrace.compiler.composition.loop import Loop
 from sptrace.compiler.graph.builder import GraphBuilder, placeholder, static_shape
+from sptrace.compiler.graph.loop import Loop
 from sptrace.compiler.graph.sizes import BATCHES
 
 aten = torch.ops.aten

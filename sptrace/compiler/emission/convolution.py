@@ -10,8 +10,7 @@ from torch import fx
 
 from sptrace.compiler.emission.builder import Input, OnnxBuilder, emits
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import static_shape, value
-from sptrace.compiler.pullback.table import aten
+from sptrace.compiler.graph.builder import aten, static_shape, value
 
 
 @emits(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)

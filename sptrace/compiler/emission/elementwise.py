@@ -12,8 +12,7 @@ from torch import fx
 
 from sptrace.compiler.emission.builder import DTYPES, Input, OnnxBuilder, emits
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import Target, value
-from sptrace.compiler.pullback.table import aten
+from sptrace.compiler.graph.builder import Target, aten, value
 
 UNARY = {
     aten.exp.default: "Exp",

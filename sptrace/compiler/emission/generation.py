@@ -7,8 +7,7 @@ import onnx_ir as ir
 from torch import fx
 
 from sptrace.compiler.emission.builder import OnnxBuilder, emits
-from sptrace.compiler.graph.builder import complaint
-from sptrace.compiler.pullback.table import aten
+from sptrace.compiler.graph.builder import aten, complaint
 from sptrace.errors import UnsupportedError
 
 

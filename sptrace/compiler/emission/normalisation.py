@@ -11,9 +11,8 @@ from torch import fx
 
 from sptrace.compiler.emission.builder import Input, OnnxBuilder, emits
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import shape, static_shape, value
+from sptrace.compiler.graph.builder import aten, shape, static_shape, value
 from sptrace.compiler.graph.sizes import literal
-from sptrace.compiler.pullback.table import aten
 
 
 @emits(gates.layer_norm)

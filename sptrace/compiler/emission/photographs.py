@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sptrace.artifact.colours import NEGATIVE, PERCENTILE, POSITIVE
 from sptrace.artifact.description import Preprocessing
 from sptrace.compiler.emission.builder import IR_VERSION, OPSET
 from sptrace.errors import SptraceError
-from sptrace.runtime.picture import NEGATIVE, PERCENTILE, POSITIVE
 
 PREPARED = "input/prepared"
 _STEPS = 2.0**22  # of a weight of 1

@@ -7,8 +7,7 @@ from torch import fx
 
 from sptrace.compiler.emission.builder import OnnxBuilder, emits
 from sptrace.compiler.graph import ranking
-from sptrace.compiler.graph.builder import value
-from sptrace.compiler.pullback.table import aten
+from sptrace.compiler.graph.builder import aten, value
 
 
 @emits(ranking.places)

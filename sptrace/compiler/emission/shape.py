@@ -9,9 +9,8 @@ import onnx_ir as ir
 from torch import fx
 
 from sptrace.compiler.emission.builder import Input, OnnxBuilder, emits
-from sptrace.compiler.graph.builder import shape, static_shape, value
+from sptrace.compiler.graph.builder import aten, shape, static_shape, value
 from sptrace.compiler.graph.sizes import literal
-from sptrace.compiler.pullback.table import aten
 
 INT64_MIN = np.iinfo(np.int64).min
 

@@ -8,8 +8,7 @@ import onnx_ir as ir
 from torch import fx
 
 from sptrace.compiler.emission.builder import OnnxBuilder, emits
-from sptrace.compiler.graph.builder import Target, value
-from sptrace.compiler.pullback.table import aten
+from sptrace.compiler.graph.builder import Target, aten, value
 
 NAMES: dict[Target, str] = {
     aten.sin.default: "Sin",

@@ -9,8 +9,8 @@ from typing import cast
 import onnx_ir as ir
 from torch import fx
 
-from sptrace.compiler.composition.loop import Loop
 from sptrace.compiler.emission.builder import EMITTERS, OPSET, OnnxBuilder, source
+from sptrace.compiler.graph.loop import Loop
 from sptrace.errors import UnsupportedError
 
 

@@ -23,25 +23,26 @@ from torch import Tensor, fx
 from sptrace.compiler.graph.sizes import BATCH, BATCHES, BatchSize, Size, literal, size_of
 from sptrace.errors import UnsupportedError
 
+aten = torch.ops.aten
+
 Target = Callable[..., Any]
 """What a call_function node calls: an ATen overload or a gate of `graph.gates`."""
 
 
-PERMUTATIONS = {torch.ops.aten.permute.default, torch.ops.aten.transpose.int}
+PERMUTATIONS = {aten.permute.default, aten.transpose.int}
 
 _META = torch.device("meta")
 
-_aten = torch.ops.aten
 IN_ANOTHER_SHAPE: dict[Target, Target] = {
-    _aten.squeeze_.default: _aten.squeeze.default,
-    _aten.squeeze_.dim: _aten.squeeze.dim,
-    _aten.squeeze_.dims: _aten.squeeze.dims,
-    _aten.unsqueeze_.default: _aten.unsqueeze.default,
-    _aten.transpose_.default: _aten.transpose.int,
-    _aten.swapaxes_.default: _aten.transpose.int,
-    _aten.swapdims_.default: _aten.transpose.int,
-    _aten.t_.default: _aten.t.default,
-    _aten.detach_.default: _aten.detach.default,
+    aten.squeeze_.default: aten.squeeze.default,
+    aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims,
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+    aten.transpose_.default: aten.transpose.int,
+    aten.swapaxes_.default: aten.transpose.int,
+    aten.swapdims_.default: aten.transpose.int,
+    aten.t_.default: aten.t.default,
+    aten.detach_.default: aten.detach.default,
 }
 """What changes in place how a tensor is seen, and no number; and the op that gives that."""
 
@@ -113,9 +114,9 @@ def static_shape(node: fx.Node, dims: Sequence[int]) -> list[int]:
 def permutation(node: fx.Node) -> list[int] | None:
     """A transposition or permutation as the list of the input's dimensions; None if the node is neither."""
     dims = list(range(value(node).ndim)) if node.target in PERMUTATIONS else []
-    if node.target == torch.ops.aten.permute.default:
+    if node.target == aten.permute.default:
         return [dims[dim] for dim in node.args[1]]  # type: ignore[union-attr, index]
-    if node.target == torch.ops.aten.transpose.int:
+    if node.target == aten.transpose.int:
         first, second = (dims[dim] for dim in node.args[1:3])  # type: ignore[index]
         dims[first], dims[second] = second, first
         return dims
@@ -168,12 +169,12 @@ def depends_on(graph: fx.Graph, source: fx.Node) -> set[fx.Node]:
 
 
 SHAPED_ALIKE: set[Target] = {
-    torch.ops.aten.zeros_like.default,
-    torch.ops.aten.ones_like.default,
-    torch.ops.aten.full_like.default,
-    torch.ops.aten.new_zeros.default,
-    torch.ops.aten.new_ones.default,
-    torch.ops.aten.new_full.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
 }
 """Ops that read the shape or dtype of their first argument, not its numbers."""
 
@@ -287,7 +288,7 @@ class GraphBuilder:
             wanted = literal(sizes)
         except UnsupportedError as error:
             raise UnsupportedError(complaint(node, str(error))) from None
-        result = self.call(torch.ops.aten.reshape.default, node, wanted)
+        result = self.call(aten.reshape.default, node, wanted)
         assert all(size in (-1, given) for size, given in zip(sizes, shape(result), strict=True)), (
             f"{shape(node)} reshaped to {sizes} is {shape(result)}"
         )
@@ -303,7 +304,7 @@ class GraphBuilder:
             -1 if dim >= new and size == before else self.number(size)
             for dim, (size, before) in enumerate(zip(sizes, given, strict=True))
         ]
-        return self.call(torch.ops.aten.expand.default, node, wanted)
+        return self.call(aten.expand.default, node, wanted)
 
     def number(self, size: Size) -> int | fx.Node:
         """A size as an argument: a number, or a multiple of the batch size, computed."""
@@ -314,5 +315,5 @@ class GraphBuilder:
             for item in self.graph.nodes
             if item.op == "placeholder" and value(item).ndim and is_batch(item, 0)
         )
-        count = self.call(torch.ops.aten.sym_size.int, pictures, 0)
+        count = self.call(aten.sym_size.int, pictures, 0)
         return count if size == BATCH else self.call(operator.mul, count, size.each)

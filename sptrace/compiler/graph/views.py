@@ -10,7 +10,6 @@ from torch import fx
 
 from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, value
 from sptrace.compiler.graph.sizes import BatchSize
-from sptrace.passes.canonicalize_shapes import RESHAPES
 
 aten = torch.ops.aten
 
@@ -26,6 +25,19 @@ PERMUTATIONS = (
     aten.numpy_T.default,
     aten.mT.default,
 )
+RESHAPES = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+}
+"""They give numbers another shape, in the same order."""
+
 ALIASES = (
     aten.alias.default,
     aten.view_as.default,

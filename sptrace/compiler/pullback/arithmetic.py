@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from sptrace.compiler.graph.builder import shape, value
-from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.compiler.graph.builder import aten, shape, value
+from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint
 
 Operand = fx.Node | float
 

@@ -11,7 +11,8 @@ import torch
 from torch import fx
 
 from sptrace.compiler.graph import gates
-from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.compiler.graph.builder import aten
+from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint
 from sptrace.compiler.pullback.term import Term
 
 

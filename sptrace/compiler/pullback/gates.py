@@ -9,7 +9,8 @@ from torch import fx
 
 from sptrace.artifact.softening import Temperature
 from sptrace.compiler.graph import gates
-from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.compiler.graph.builder import aten
+from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint
 from sptrace.compiler.pullback.temperature import over_temperature, twice_phi
 from sptrace.compiler.pullback.term import Term
 

@@ -17,9 +17,9 @@ from torch import fx
 
 from sptrace.artifact.softening import Temperature
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import static_shape
+from sptrace.compiler.graph.builder import aten, static_shape
 from sptrace.compiler.graph.phases import weave
-from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint
 from sptrace.compiler.pullback.temperature import inverse_temperature
 from sptrace.compiler.pullback.term import Term
 

@@ -9,8 +9,8 @@ from torch import fx
 
 from sptrace.artifact.softening import Temperature
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import shape, value
-from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.compiler.graph.builder import aten, shape, value
+from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint
 from sptrace.compiler.pullback.temperature import inverse_temperature
 from sptrace.compiler.pullback.term import Term
 

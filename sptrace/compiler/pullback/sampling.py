@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from sptrace.compiler.graph.builder import parameter, value
+from sptrace.compiler.graph.builder import aten, parameter, value
 from sptrace.compiler.graph.placing import put
-from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint
 
 
 @adjoint(aten.index_select.default)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from sptrace.compiler.graph.builder import shape, value
-from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.compiler.graph.builder import aten, shape, value
+from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint
 
 Operand = fx.Node | float
 

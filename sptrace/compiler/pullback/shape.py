@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from sptrace.compiler.graph.builder import shape, static_shape, value
-from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.compiler.graph.builder import aten, shape, static_shape, value
+from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint
 
 
 @adjoint(

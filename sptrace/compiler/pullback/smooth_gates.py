@@ -13,7 +13,8 @@ from torch import fx
 
 from sptrace.artifact.softening import Temperature
 from sptrace.compiler.graph import gates
-from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.compiler.graph.builder import aten
+from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint
 from sptrace.compiler.pullback.temperature import inverse_temperature, over_temperature
 from sptrace.compiler.pullback.term import Term
 

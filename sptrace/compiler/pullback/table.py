@@ -20,14 +20,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, shape
+from sptrace.compiler.graph.builder import GraphBuilder, Target, aten, shape
 from sptrace.compiler.graph.sizes import BatchSize
 from sptrace.errors import UnsupportedError
-
-aten = torch.ops.aten
 
 Cotangents = Iterator[tuple[fx.Node, fx.Node | None]]
 Rule = Callable[..., Cotangents]

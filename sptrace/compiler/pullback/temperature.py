@@ -7,9 +7,9 @@ import math
 from torch import fx
 
 from sptrace.artifact.softening import Relative, Temperature
-from sptrace.compiler.graph.builder import is_batch, shape, value
+from sptrace.compiler.graph.builder import aten, is_batch, shape, value
 from sptrace.compiler.graph.sizes import BATCH, BatchSize
-from sptrace.compiler.pullback.table import Pull, aten
+from sptrace.compiler.pullback.table import Pull
 from sptrace.compiler.pullback.term import Term
 from sptrace.errors import UnsupportedError
 

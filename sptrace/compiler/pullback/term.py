@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from sptrace.compiler.graph.builder import GraphBuilder
-from sptrace.compiler.pullback.table import aten
+from sptrace.compiler.graph.builder import GraphBuilder, aten
 
 
 @dataclass(frozen=True)

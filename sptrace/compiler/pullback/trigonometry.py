@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.compiler.graph.builder import aten
+from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint
 from sptrace.compiler.pullback.term import Term
 
 

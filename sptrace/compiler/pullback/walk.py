@@ -8,10 +8,10 @@ from typing import cast
 
 from torch import fx
 
-from sptrace.compiler.graph.builder import depends_on, shape, value
+from sptrace.compiler.graph.builder import aten, depends_on, shape, value
 from sptrace.compiler.graph.sizes import BatchSize
 from sptrace.compiler.pullback.missing import why_missing
-from sptrace.compiler.pullback.table import TABLE, Cotangents, Pull, Rule, aten
+from sptrace.compiler.pullback.table import TABLE, Cotangents, Pull, Rule
 from sptrace.errors import UnsupportedError
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, fx
 
 from sptrace.artifact.softening import Temperature
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import shape
+from sptrace.compiler.graph.builder import aten, shape
 from sptrace.compiler.graph.sizes import Size
-from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint, aten
+from sptrace.compiler.pullback.table import Cotangents, Pull, adjoint
 from sptrace.compiler.pullback.temperature import inverse_temperature
 from sptrace.compiler.pullback.term import Term
 

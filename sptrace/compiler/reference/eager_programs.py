@@ -8,16 +8,15 @@ the target everywhere.
 from __future__ import annotations
 
 import copy
-import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from sptrace.artifact.noise import normal
 
 
 class Pull(Protocol):
@@ -161,18 +160,3 @@ EAGER: Mapping[str, Callable[[Pull, Tensor, Tensor, Mapping[str, Any], Range], A
     "guided_gradcam": guided_cam,
     "guided_pullback_cam": guided_cam,
 }
-
-
-def normal(draw: int, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
-    """The noise of the programs in numpy, float32: see `composition.noise` for how it is defined."""
-    prime, keys = 2**31 - 1, (1_284_865_837, 305_419_896, 1_812_433_253, 69_069_691, 1_284_865_837)
-    counter = np.arange(math.prod(shape), dtype=np.int64).reshape(shape) + draw * math.prod(shape)
-
-    def scrambled(state: NDArray[np.int64], key: int) -> NDArray[np.int64]:
-        return np.asarray((((state + key) % prime) ** 2 + counter) % prime)
-
-    state = (counter + seed) % prime
-    for key in keys[:3]:
-        state = scrambled(state, key)
-    radius, angle = ((scrambled(state, key) + 1) / (prime + 2) for key in keys[3:])
-    return np.asarray(np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle), dtype=np.float32)

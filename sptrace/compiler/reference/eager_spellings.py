@@ -11,13 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from sptrace.compiler.reference import eager_curves
+
+T = TypeVar("T")
 
 REACH = 8
 """How many calls may lie between a gate's input and its output."""
@@ -396,13 +398,9 @@ def _repeat(made: Made, given: Mapping[Token, Tensor], through: frozenset[str] =
 
 
 def _slopes(made: Made, z: Token) -> Slopes | None:
-    numbers = _numbers(z.tensor)
-    sides = []
-    for sign in (1, -1):
-        usual, *others = (_ratio(made, z, sign * size * numbers) for size in SIZES)
-        if usual is None or not all(_close(usual, other) for other in others):
-            return None
-        sides.append(usual)
+    sides = _first_few(lambda like: _sides(made, z, _numbers(like(z.tensor))))
+    if sides is None:
+        return None
     above, below = sides
     if float(above.max() - above.min()) > 1e-5 or _close(above.abs(), below.abs()):
         return None
@@ -410,9 +408,21 @@ def _slopes(made: Made, z: Token) -> Slopes | None:
     return Slopes(z, float(above.flatten()[0]), float(below.flatten()[0]) if is_one else below)
 
 
+def _sides(made: Made, z: Token, numbers: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What z is multiplied by above 0 and below, the same near 0 and far from it; None if it is no such product."""
+    sides = []
+    for sign in (1, -1):
+        usual, *others = (_ratio(made, z, sign * size * numbers) for size in SIZES)
+        if usual is None or not all(_close(usual, other) for other in others):
+            return None
+        sides.append(usual)
+    above, below = sides
+    return above, below
+
+
 def _ratio(made: Made, z: Token, probe: Tensor) -> Tensor | None:
-    answer = _try(made, {z: probe})
-    return None if answer is None or answer.shape != probe.shape else answer / probe
+    answer = _fitting(made, {z: probe}, probe.shape)
+    return None if answer is None else answer / probe
 
 
 def _close(one: Tensor, other: Tensor | None) -> bool:
@@ -455,32 +465,70 @@ def _shape(made: Made, z: Token, probes: Tensor) -> eager_curves.Shape | None:
     """What it gives for the probes in place of z, as a gate; None if it is none, or not made of z alone."""
     answers = []
     for probe in probes:
-        try:
-            answer = _try(made, {z: probe}, _KINKED | _SMOOTH)
-        except RuntimeError as error:
-            raise _MisfitError from error
+        answer = _fitting(made, {z: probe}, probe.shape, _KINKED | _SMOOTH)
         if answer is None:
             return None
-        if answer.shape != probe.shape:
-            raise _MisfitError
         answers.append(answer)
     return eager_curves.shape_of(probes, torch.stack(answers))
 
 
 def _larger(made: Made, first: Token, second: Token) -> Larger | None:
+    choices = _first_few(lambda like: _choices(made, first, second, like))
+    return Larger(first, second, *choices) if choices is not None and len(choices) == 1 else None
+
+
+def _choices(made: Made, first: Token, second: Token, like: Callable[[Tensor], Tensor]) -> list[bool] | None:
+    """Is it the larger (True) or the smaller (False) of two tensors like these? It may be both; None: neither."""
     functions = {True: torch.maximum, False: torch.minimum}
     for seed, size in enumerate(SIZES):
         one, other = (
-            _signed(size * _numbers(token.tensor, seed + 9 * place), place)
+            _signed(size * _numbers(like(token.tensor), seed + 9 * place), place)
             for place, token in enumerate((first, second))
         )
-        answer = _try(made, {first: one, second: other})
+        answer = _fitting(made, {first: one, second: other}, torch.broadcast_tensors(one, other)[0].shape)
         functions = {
             largest: function
             for largest, function in functions.items()
             if answer is not None and torch.equal(answer, function(one, other))
         }
-    return Larger(first, second, *functions) if len(functions) == 1 else None
+        if not functions:
+            return None
+    return list(functions)
+
+
+def _first_few(attempt: Callable[[Callable[[Tensor], Tensor]], T | None]) -> T | None:
+    """Try with four numbers in place of each tensor, which tells most values that are no gate; then with all."""
+    try:
+        if attempt(_few) is None:
+            return None
+    except _MisfitError:  # it is made with other tensors, too
+        pass
+    try:
+        return attempt(lambda tensor: tensor)
+    except _MisfitError:
+        return None
+
+
+def _few(tensor: Tensor) -> Tensor:
+    """A tensor of as many dimensions with four numbers."""
+    return tensor.new_empty([4, *[1] * (tensor.ndim - 1)] if tensor.ndim else [])
+
+
+def _fitting(
+    made: Made, given: Mapping[Token, Tensor], shape: torch.Size, through: frozenset[str] = frozenset()
+) -> Tensor | None:
+    """The value with other tensors in place of some, of this shape; None if it depends on still others.
+
+    Raises:
+        _MisfitError: it has another shape, or cannot be made of these.
+    """
+    try:
+        answer = _try(made, given, through)
+    except RuntimeError as error:
+        raise _MisfitError from error
+    if answer is not None and answer.shape != shape:
+        raise _MisfitError
+    return answer
 
 
 def _try(made: Made, given: Mapping[Token, Tensor], through: frozenset[str] = frozenset()) -> Tensor | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sptrace.artifact.description import LARGEST_DOUBT
+
 TOLERANCE = 1e-4
 """Largest difference, as a share of the largest value."""
 
@@ -28,9 +30,6 @@ norm, and single pixels by more. So the eager reference is repeated with such ga
 
 HALF_JITTER = 2e-3
 """`JITTER` in half precision."""
-
-LARGEST_DOUBT = 0.02
-"""As far as gates in doubt may move an attribution that passes for right all the same."""
 
 SLIGHT = 1e-6
 """As much of the input's range as rounding may take from a picture."""

@@ -31,9 +31,8 @@ from sptrace.compiler.capture import from_torch
 from sptrace.compiler.compile import _jumps
 from sptrace.compiler.composition import compose
 from sptrace.compiler.emission import EMITTERS, emit, saving
-from sptrace.compiler.graph.builder import shape, value
+from sptrace.compiler.graph.builder import aten, shape, value
 from sptrace.compiler.pullback import TABLE
-from sptrace.compiler.pullback.table import aten
 from sptrace.compiler.reference.eager_explainer import Eager
 from sptrace.compiler.verification.verify import verify
 from sptrace.errors import VerificationError

@@ -6,10 +6,10 @@ from torch import nn
 
 from sptrace.artifact.description import Preprocessing
 from sptrace.compiler import compile as compiler
+from sptrace.compiler.autograd import distances, doubt
 from sptrace.compiler.compile import example_image
 from sptrace.compiler.network import Network
 from sptrace.compiler.reference.batch_norms import ContiguousCotangents
-from sptrace.compiler.verification.autograd import distances, doubt
 
 PREPROCESSING = Preprocessing(
     size=(16, 16), input_range=(0.0, 255.0), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
@@ -72,7 +72,7 @@ def test_a_wrong_gradient_is_told(factor: float, monkeypatch: pytest.MonkeyPatch
             broken[-1].weight.copy_(factor * layers[-1].weight)
         return right(Network(broken.eval(), "broken", PREPROCESSING, None, "random"), *arguments)
 
-    monkeypatch.setattr(compiler, "program_of", wrong)
+    monkeypatch.setattr("sptrace.compiler.autograd.program_of", wrong)
     far = distances(network(), example_image(PREPROCESSING))
     assert far.program == pytest.approx(abs(factor - 1), rel=1e-3)
     assert far.autograd < 1e-5

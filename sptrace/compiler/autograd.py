@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from sptrace.artifact.description import SPREAD
 from sptrace.artifact.softening import Softening
 from sptrace.compiler.capture.answers import logits_of
+from sptrace.compiler.compile import program_of
 from sptrace.compiler.emission import emit, saving
 from sptrace.compiler.network import Network
 from sptrace.compiler.reference.batch_norms import ContiguousCotangents
@@ -51,24 +55,37 @@ def distances(network: Network, example: Tensor, seed: int = 1, count: int = 2) 
         seed: of the pictures: smooth blobs with some noise, within the input's range.
         count: how many pictures.
     """
-    from sptrace.compiler.compile import program_of  # which verifies with this package
-
     model = emit(program_of(network, example, "gradient", Softening("hard")), network.name)
+    images = _pictures(network, count, seed)[:, None].unbind()
+    targets = [int(_logits(network.module, network, image).argmax()) for image in images]
+    autograd = [_gradient(network.module, network, *each) for each in zip(images, targets, strict=True)]
+    # Before the session, whose memory a large network's float64 would not find room beside.
+    double = copy.deepcopy(network.module).double()
+    wanted = [
+        _gradient(double, network, image.double(), target)
+        for image, target in zip(images, targets, strict=True)
+    ]
+    given = _attributions(model, images, targets)
+    far = [_distance(*pair) for pair in zip(given, wanted, strict=True)]
+    return Distances(
+        program=max(far),
+        autograd=max(_distance(*pair) for pair in zip(autograd, wanted, strict=True)),
+        doubt=max(
+            doubt(double, network, image, target) if distance > TOLERANCE else 0.0
+            for image, target, distance in zip(images, targets, far, strict=True)
+        ),
+    )
+
+
+def _attributions(model: ir.Model, images: Sequence[Tensor], targets: Sequence[int]) -> list[Tensor]:
+    """What the file answers, each float32 [1, 3, H, W]."""
     with saving.loadable(model) as given:
         session = onnxruntime.InferenceSession(given, quiet(), providers=["CPUExecutionProvider"])
-    images = _pictures(network, count, seed)
-    double = copy.deepcopy(network.module).double()
-    farthest = Distances(0.0, 0.0, 0.0)
-    for image in images.unsqueeze(1).unbind():
-        target = int(_logits(network.module, network, image).argmax())
-        wanted = _gradient(double, network, image.double(), target)
-        feeds = {"image": image.numpy(), "target": np.array([target])}
-        (program,) = session.run(["attribution"], feeds)
-        autograd = _gradient(network.module, network, image, target)
-        far, of_autograd = (_distance(given, wanted) for given in (torch.from_numpy(program), autograd))
-        here = Distances(far, of_autograd, doubt(double, network, image, target) if far > TOLERANCE else 0.0)
-        farthest = Distances(*(max(pair) for pair in zip(farthest, here, strict=True)))
-    return farthest
+    feeds = (
+        {"image": image.numpy(), "target": np.array([target])}
+        for image, target in zip(images, targets, strict=True)
+    )
+    return [torch.from_numpy(session.run(["attribution"], each)[0]) for each in feeds]
 
 
 def doubt(double: nn.Module, network: Network, image: Tensor, target: int) -> float:
@@ -128,7 +145,9 @@ def _gradient(module: nn.Module, network: Network, image: Tensor, target: int) -
 
 
 def _distance(given: Tensor, wanted: Tensor) -> float:
-    """Infinite if only one of them is 0."""
+    """Infinite if only one of them is 0, or one is NaN."""
     norm = float(wanted.norm())
     difference = float((given.double() - wanted).norm())
-    return difference / norm if norm > 0 else (0.0 if difference == 0 else float("inf"))
+    if difference == 0:
+        return 0.0
+    return difference / norm if norm > 0 and math.isfinite(difference) else math.inf
