@@ -485,7 +485,7 @@ def _choices(made: Made, first: Token, second: Token, like: Callable[[Tensor], T
             _signed(size * _numbers(like(token.tensor), seed + 9 * place), place)
             for place, token in enumerate((first, second))
         )
-        answer = _fitting(made, {first: one, second: other}, torch.broadcast_tensors(one, other)[0].shape)
+        answer = _fitting(made, {first: one, second: other}, (one + other).shape)
         functions = {
             largest: function
             for largest, function in functions.items()
