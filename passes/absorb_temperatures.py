@@ -10,7 +10,8 @@ import torch
 from torch import fx
 
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import GraphBuilder, Target, parameter
+from sptrace.compiler.graph.builder import GraphBuilder, parameter
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.passes.fold_batch_norms import CONVOLUTIONS
 from sptrace.passes.fold_scales import weights
 
@@ -199,6 +200,6 @@ def _multiply(
     if factor == 1 or constant is None:
         return
     data = parameter(builder.module, constant).double() * factor
-    path = reader.meta["path"] or reader.name
+    path = facts(reader).path or reader.name
     with builder.replacing(reader):
         builder.replace_constant(constant, f"{path}.folded_{name}", data.float())

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from sptrace.compiler.graph.builder import GraphBuilder, shape, value
+from sptrace.compiler.graph.facts import facts
 from sptrace.compiler.graph.sizes import BATCHES, BatchSize
 
 aten = torch.ops.aten
@@ -83,5 +84,5 @@ def _each(x: fx.Node) -> int:
 
 def _at(bound: int | fx.Node | None, index: int) -> int | None:
     """The bound at one of `BATCHES`."""
-    found = bound.meta["values"][index] if isinstance(bound, fx.Node) else bound
+    found = facts(bound).values[index] if isinstance(bound, fx.Node) else bound
     return None if found is None else int(found)

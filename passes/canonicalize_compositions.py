@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, parameter, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, parameter, shape, static_shape, value
+from sptrace.compiler.graph.facts import Target
 from sptrace.passes.canonicalize_functions import finite
 from sptrace.passes.rewriting import Rewrite, rewrite_by
 

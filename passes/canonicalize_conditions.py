@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, static_shape, value
+from sptrace.compiler.graph.facts import Target
 from sptrace.passes.rewriting import Rewrite, rewrite_by
 
 aten = torch.ops.aten

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import fx, ops
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, static_shape, value
+from sptrace.compiler.graph.facts import Target
 
 aten = ops.aten
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, parameter, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, parameter, shape, static_shape, value
+from sptrace.compiler.graph.facts import Target
 from sptrace.compiler.graph.sizes import BatchSize, Size, joint
 
 aten = torch.ops.aten

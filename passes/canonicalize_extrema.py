@@ -8,7 +8,8 @@ import torch
 from torch import fx
 
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import GraphBuilder, Target, value
+from sptrace.compiler.graph.builder import GraphBuilder, value
+from sptrace.compiler.graph.facts import Target
 from sptrace.passes.rewriting import Rewrite, replace_results, rewrite_by
 
 aten = torch.ops.aten

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, shape, static_shape, value
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.errors import UnsupportedError
 from sptrace.passes.canonicalize_extrema import values_replaced
 from sptrace.passes.rewriting import Rewrite, rewrite_by
@@ -141,7 +142,7 @@ def _rrelu(
     generator: None = None,
 ) -> fx.Node:
     if training:
-        where = node.meta.get("source", "source unknown")
+        where = facts(node).source
         raise UnsupportedError(f"rrelu is active ({where}), so the network is random: call .eval() on it")
     return builder.call(aten.leaky_relu.default, x, (lower + upper) / 2)
 

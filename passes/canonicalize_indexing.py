@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, is_batch, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, is_batch, shape, static_shape, value
 from sptrace.compiler.graph.constants import at_batches
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.compiler.graph.placing import read
 from sptrace.compiler.graph.sizes import BATCH, BATCHES, BatchSize
 from sptrace.errors import UnsupportedError
@@ -59,7 +60,7 @@ def _index(builder: GraphBuilder, node: fx.Node, x: fx.Node, given: Sequence[fx.
     places = {dim: fixed(builder.module, index) for dim, index in chosen.items()}
     known = {dim: place for dim, place in places.items() if place is not None}
     if len(known) < len(places) or any(isinstance(shape(x)[dim], BatchSize) for dim in places):
-        where = node.meta.get("source", "source unknown")
+        where = facts(node).source
         raise UnsupportedError(
             f"{node.target} ({where}) reads at places computed from the image, or along the batch: use constant "
             "indices, torch.gather, or x[torch.arange(x.shape[0]), places]"
@@ -74,7 +75,7 @@ def _numbers_pictures(builder: GraphBuilder, index: fx.Node, node: fx.Node) -> b
         torch.equal(numbers.flatten(), torch.arange(batch))
         and numbers.ndim <= whole.ndim
         and whole.shape[0] == numbers.shape[0] == batch
-        for numbers, whole, batch in zip(found, node.meta["values"], BATCHES, strict=True)
+        for numbers, whole, batch in zip(found, facts(node).values, BATCHES, strict=True)
     )
 
 
@@ -166,7 +167,7 @@ def _as_strided(
     offset: int | None = None,
 ) -> fx.Node:
     """The cells of each picture's memory by their places; of a sequence cut into frames, by a convolution."""
-    given = x.meta["values"]
+    given = facts(x).values
     cells = given[0].numel() // BATCHES[0]
     alone = is_batch(x, 0) and is_batch(node, 0) and stride[0] == cells
     if not alone or any(not each.is_contiguous() or each.storage_offset() for each in given):

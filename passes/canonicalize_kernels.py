@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from torch import fx, ops
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape
+from sptrace.compiler.graph.builder import GraphBuilder, shape, static_shape
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.compiler.graph.sizes import BATCH, BATCHES, BatchSize
 from sptrace.passes.rewriting import rewrite_by
 
@@ -32,7 +33,7 @@ def _groups(x: fx.Node, groups: object) -> int | None:
     """How many groups a picture has; None where pictures are no channels."""
     if shape(x)[0] != 1 or not isinstance(shape(x)[1], BatchSize) or not isinstance(groups, fx.Node):
         return None
-    count: int = groups.meta["values"][0] // BATCHES[0]
+    count: int = facts(groups).first // BATCHES[0]
     return count
 
 

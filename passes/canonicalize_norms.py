@@ -10,7 +10,8 @@ import torch
 from torch import fx
 
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, shape, static_shape, value
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.errors import UnsupportedError
 from sptrace.passes.canonicalize_conditions import how_many
 from sptrace.passes.rewriting import Rewrite, replace_results, rewrite_by
@@ -86,7 +87,7 @@ def _variance(
     reduced = _dims(x, dims)
     count = math.prod(static_shape(x, reduced))
     if count <= less:
-        where = node.meta.get("source", "source unknown")
+        where = facts(node).source
         raise UnsupportedError(
             f"the variance of {count} number{'s'[: count > 1]} less {less:g} is not defined ({where}): "
             "the network answers NaN"

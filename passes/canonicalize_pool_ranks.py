@@ -10,7 +10,8 @@ import torch
 from torch import fx
 
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, shape, static_shape, value
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.errors import UnsupportedError
 from sptrace.passes.canonicalize_extrema import drop_unread, values_replaced
 from sptrace.passes.rewriting import Rewrite, replace_results, rewrite_by
@@ -114,7 +115,7 @@ def _adaptive_maximum(
     row = value(x).ndim == 3 and len(size) == 1
     picture = _with_height(builder, x) if row else x
     sizes = static_shape(picture, [-2, -1])
-    outputs = [1, *size] if row else list(node.meta["values"][0][0].shape[-2:])
+    outputs = [1, *size] if row else list(facts(node).first[0].shape[-2:])
     if any(length % out for length, out in zip(sizes, outputs, strict=True)):
         largest = _of_windows(builder, picture, map(_adaptive_windows, sizes, outputs))
     else:
@@ -136,14 +137,14 @@ def _maximum_3d(
 ) -> fx.Node | None:
     window, steps, pads, spread = map(_triple, (kernel, stride or kernel, padding, dilation))
     sizes = static_shape(x, [-3, -2, -1])
-    first = node.meta["values"][0]
+    first = facts(node).first
     outputs = (first if isinstance(first, torch.Tensor) else first[0]).shape[-3:]
     alone = window == steps and pads == [0] * 3 and (spread == [1] * 3 or window == [1] * 3)
     if alone and all(size % length == 0 for size, length in zip(sizes, window, strict=True)):
         result = _maxima_of_blocks(builder, x, window)
     else:
         result = _of_windows(builder, x, map(_windows, sizes, outputs, window, steps, pads, spread))
-    if isinstance(node.meta["values"][0], torch.Tensor):
+    if isinstance(facts(node).first, torch.Tensor):
         return result
     return values_replaced(builder, node, lambda: result)
 
@@ -151,7 +152,7 @@ def _maximum_3d(
 def _adaptive_maximum_3d(
     builder: GraphBuilder, node: fx.Node, x: fx.Node, size: Sequence[int]
 ) -> fx.Node | None:
-    sizes, outputs = static_shape(x, [-3, -2, -1]), node.meta["values"][0][0].shape[-3:]
+    sizes, outputs = static_shape(x, [-3, -2, -1]), facts(node).first[0].shape[-3:]
     window = [length // out for length, out in zip(sizes, outputs, strict=True)]
     if any(length % out for length, out in zip(sizes, outputs, strict=True)):
         result = _of_windows(builder, x, map(_adaptive_windows, sizes, outputs))
@@ -217,11 +218,11 @@ def _places_of_maxima(
     """The first largest of each window's cells, and where that lies in its plane, counted row by row."""
     high, wide = kernel if len(kernel) == 2 else list(kernel) * 2
     rows, columns = static_shape(x, [2, 3])
-    down, across = node.meta["values"][0][0].shape[-2:]
+    down, across = facts(node).first[0].shape[-2:]
     tiles = list(stride or kernel) == list(kernel) and set(padding) == {0} and set(dilation) == {1}
     if not tiles or down * high > rows or across * wide > columns or value(x).ndim != 4:
         raise UnsupportedError(
-            f"the places of the maxima of {node.target} ({node.meta.get('source', 'source unknown')}) are read, and "
+            f"the places of the maxima of {node.target} ({facts(node).source}) are read, and "
             "its windows overlap or reach beyond the picture: let them lie side by side"
         )
     batch, channels = shape(x)[:2]

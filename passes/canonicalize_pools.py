@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape
+from sptrace.compiler.graph.builder import GraphBuilder, shape, static_shape
+from sptrace.compiler.graph.facts import Target
 
 aten = torch.ops.aten
 

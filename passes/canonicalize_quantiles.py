@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from sptrace.compiler.graph import ranking
-from sptrace.compiler.graph.builder import GraphBuilder, Target, parameter, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, parameter, shape, static_shape, value
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.errors import UnsupportedError
 from sptrace.passes.canonicalize_conditions import how_many
 from sptrace.passes.rewriting import replace_results
@@ -158,7 +159,7 @@ def _nanmedian(
 
 
 def _source(node: fx.Node) -> str:
-    return str(node.meta.get("source", "source unknown"))
+    return str(facts(node).source)
 
 
 REWRITES: dict[Target, Callable[..., Any]] = {

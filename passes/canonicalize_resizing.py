@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, static_shape, value
+from sptrace.compiler.graph.facts import Target
 
 aten = torch.ops.aten
 

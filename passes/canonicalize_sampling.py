@@ -9,8 +9,9 @@ from itertools import product
 import torch
 from torch import fx
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, shape, static_shape, value
 from sptrace.compiler.graph.constants import at_batches
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.compiler.graph.sizes import BATCHES
 from sptrace.compiler.pullback.term import Term
 from sptrace.errors import UnsupportedError
@@ -261,7 +262,7 @@ def _roi_align(builder: GraphBuilder, node: fx.Node, x: fx.Node, boxes: fx.Node,
 def _boxes_of_a_picture(builder: GraphBuilder, node: fx.Node, boxes: fx.Node) -> tuple[torch.Tensor, int]:
     """The first picture's boxes, float32 [K, 5], where all have the same; how many they are."""
     found = at_batches(builder.module, boxes)
-    where = node.meta.get("source", "source unknown")
+    where = facts(node).source
     if found is None:
         raise UnsupportedError(
             f"{node.target} ({where}) reads boxes that are computed from the image: only boxes that are the same "

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, shape, static_shape, value
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.compiler.graph.placing import put, read
 from sptrace.errors import UnsupportedError
 from sptrace.passes.canonicalize_copies import fixed
@@ -261,7 +262,7 @@ def _require_pictures(node: fx.Node, x: fx.Node, *dims: int) -> None:
 
 
 def _source(node: fx.Node) -> str:
-    return str(node.meta.get("source", "source unknown"))
+    return str(facts(node).source)
 
 
 REWRITES: dict[Target, Rewrite] = {

@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from sptrace.compiler.graph import ranking
-from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, shape, value
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.compiler.graph.sizes import BatchSize
 from sptrace.errors import UnsupportedError
 from sptrace.passes.rewriting import replace_results
@@ -54,7 +55,7 @@ def _replace_pair(builder: GraphBuilder, node: fx.Node) -> bool:
 def _length(node: fx.Node, x: fx.Node, dim: int) -> int:
     length = shape(x)[dim]
     if isinstance(length, BatchSize):
-        where = node.meta.get("source", "source unknown")
+        where = facts(node).source
         raise UnsupportedError(
             f"{node.target} ({where}) would let one picture's explanation depend on the others of its batch: "
             "order the numbers of each picture alone"

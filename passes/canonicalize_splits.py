@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, fx, ops
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, static_shape, value
+from sptrace.compiler.graph.facts import Target, facts
 
 aten = ops.aten
 
@@ -47,7 +48,7 @@ def canonicalize_splits(module: fx.GraphModule) -> int:
 def _piece(
     builder: GraphBuilder, cut: fx.Node, index: int, x: fx.Node, *options: Any, dim: int = 0
 ) -> fx.Node:
-    pieces: Sequence[Tensor] = cut.meta["values"][0]
+    pieces: Sequence[Tensor] = facts(cut).first
     index %= len(pieces)
     if cut.target == aten.unbind.int:
         return builder.call(aten.select.int, x, options[0] if options else dim, index)

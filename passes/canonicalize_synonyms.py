@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx, ops
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, shape, static_shape, value
+from sptrace.compiler.graph.facts import Target
 
 aten = ops.aten
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import Target
+from sptrace.compiler.graph.facts import Target
 
 aten = torch.ops.aten
 

@@ -13,7 +13,8 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sptrace.compiler.graph.builder import IN_ANOTHER_SHAPE, GraphBuilder, Target
+from sptrace.compiler.graph.builder import IN_ANOTHER_SHAPE, GraphBuilder
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.compiler.graph.sizes import BATCHES, size_of
 from sptrace.passes.rewriting import replace_results
 
@@ -77,7 +78,7 @@ def is_composed(target: Target) -> bool:
 
 
 def _gives_tensors(node: fx.Node) -> bool:
-    return all(isinstance(given, Tensor) for given in tree_leaves(node.meta["values"]))
+    return all(isinstance(given, Tensor) for given in tree_leaves(facts(node).values))
 
 
 @dataclass
@@ -121,7 +122,7 @@ def _run(node: fx.Node, index: int) -> _Record | None:
         torch.enable_grad()
     ):  # some ops have a shorter way, by a buffer for the result, where nobody differentiates
         for argument in node.all_input_nodes:
-            given = argument.meta["values"][index]
+            given = facts(argument).values[index]
             if isinstance(given, Tensor):
                 given = given.detach().requires_grad_(given.is_floating_point() and not changes)
             inputs[argument] = given

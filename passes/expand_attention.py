@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from sptrace.compiler.graph.builder import GraphBuilder, parameter, static_shape, value
+from sptrace.compiler.graph.facts import facts
 from sptrace.errors import UnsupportedError
 
 aten = torch.ops.aten
@@ -47,7 +48,7 @@ def _expanded(
     enable_gqa: bool = False,
 ) -> fx.Node:
     if dropout:
-        where = node.meta.get("source", "source unknown")
+        where = facts(node).source
         raise UnsupportedError(f"attention with an active dropout ({where}): call .eval() on the network")
     if enable_gqa:
         repeats = static_shape(query, [-3])[0] // static_shape(key, [-3])[0]
@@ -73,7 +74,7 @@ def _added(builder: GraphBuilder, node: fx.Node, mask: fx.Node) -> fx.Node | Non
     if mask.target == aten.expand.default:
         mask = mask.args[0]  # type: ignore[assignment]  # addition broadcasts
     if mask.op != "get_attr":
-        where = node.meta.get("source", "source unknown")
+        where = facts(node).source
         raise UnsupportedError(
             f"attention with a mask computed from the image ({where}): add numbers instead"
         )

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import fx, ops
 
-from sptrace.compiler.graph.builder import Target, shape, value
+from sptrace.compiler.graph.builder import shape, value
+from sptrace.compiler.graph.facts import Target
 from sptrace.passes.remove_identities import COPIES
 
 aten = ops.aten

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from sptrace.compiler.graph.builder import GraphBuilder, parameter, value
+from sptrace.compiler.graph.facts import facts
 from sptrace.errors import UnsupportedError
 
 aten = torch.ops.aten
@@ -40,7 +41,7 @@ def fold_batch_norms(module: fx.GraphModule) -> int:
         else:
             with builder.replacing(norm):
                 sizes = [1, -1] + [1] * (value(norm).ndim - 2)
-                path = norm.meta["path"] or norm.name
+                path = facts(norm).path or norm.name
                 factor = builder.constant(f"{path}.scale", scale.reshape(sizes).float())
                 offset = builder.constant(f"{path}.shift", shift.reshape(sizes).float())
                 scaled = builder.call(aten.mul.Tensor, source, factor)
@@ -65,7 +66,7 @@ def _affine(
     """Scale and shift per channel, float64."""
     if training or mean is None or variance is None:
         raise UnsupportedError(
-            f"the batch norm {norm.meta['path']!r} uses the statistics of its batch: "
+            f"the batch norm {facts(norm).path!r} uses the statistics of its batch: "
             "one picture's explanation would depend on the others; "
             "use running statistics (track_running_stats=True, eval mode)"
         )
@@ -89,7 +90,7 @@ def _apply_varying(
     """(x - mean) / sqrt(variance + eps), times weight, plus bias: weight or bias are computed by the graph."""
     scale, shift = _affine(builder.module, norm, source, None, None, *statistics)
     sizes = [1, -1] + [1] * (value(norm).ndim - 2)
-    path = norm.meta["path"] or norm.name
+    path = facts(norm).path or norm.name
     with builder.replacing(norm):
         standard = (
             builder.constant(f"{path}.standard_scale", scale.float()),
@@ -122,7 +123,7 @@ def _fold(
     data = parameter(builder.module, weight).double()
     folded_weight = data * scale.reshape([-1] + [1] * (data.ndim - 1))
     folded_bias = shift if bias is None else parameter(builder.module, bias).double() * scale + shift
-    path = convolution.meta["path"] or convolution.name
+    path = facts(convolution).path or convolution.name
     with builder.origin(convolution, adjoint=False):
         return builder.call(
             convolution.target,

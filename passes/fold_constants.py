@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from sptrace.compiler.graph.builder import SHAPED_ALIKE, GraphBuilder, parameter, shape
+from sptrace.compiler.graph.facts import facts, learn
 from sptrace.compiler.graph.sizes import BATCHES, BatchSize, Size
 from sptrace.errors import UnsupportedError
 from sptrace.passes.functionalize import memory_of, written_by
@@ -49,14 +50,13 @@ def fold_constants(module: fx.GraphModule) -> int:
             key = (argument, run.known[argument][0]._version)
             with builder.replacing(node):
                 if key not in stored:
-                    name = f"{argument.meta['path']}.folded" if argument.meta["path"] else "folded"
+                    name = f"{facts(argument).path}.folded" if facts(argument).path else "folded"
                     stored[key] = builder.constant(name, constant.clone())
                     if argument in run.filled:  # all readers see what is written to it
-                        stored[key].meta["filled"] = True
+                        learn(stored[key], is_filled=True)
                         stored[key] = builder.expand(stored[key], shape(argument))
-                        stored[key].meta["values"] = argument.meta[
-                            "values"
-                        ]  # the memory that its views share
+                        # The memory that its views share.
+                        learn(stored[key], values=facts(argument).values)
                 kept = stored[key]
                 same = kept if argument in run.filled else builder.expand(kept, shape(argument))
                 node.replace_input_with(argument, same)
@@ -70,7 +70,7 @@ def fold_constants(module: fx.GraphModule) -> int:
             module.graph.erase_node(node)
             count += 1
         elif run.computed(node) and run.known[node][0].untyped_storage().data_ptr() in written:
-            where = node.meta.get("source", "source unknown")
+            where = facts(node).source
             raise UnsupportedError(f"a constant that differs between pictures is made in place ({where})")
     return count
 
@@ -84,7 +84,7 @@ def _filled(module: fx.GraphModule) -> set[fx.Node]:
     dependent = {node for node in module.graph.nodes if node.op == "placeholder"}
     written: set[int] = set()
     for node in module.graph.nodes:
-        is_tensor = node.op == "call_function" and not isinstance(node.meta["values"][0], int)
+        is_tensor = node.op == "call_function" and not isinstance(facts(node).first, int)
         if is_tensor and any(
             argument in dependent or memory_of(argument) & written
             for argument in node.all_input_nodes
@@ -136,8 +136,8 @@ class _Run:
             data = parameter(self._module, node)
             self._own.add(data.untyped_storage().data_ptr())
             self.known[node] = (data,) * len(BATCHES)
-        elif node.op == "call_function" and isinstance(node.meta["values"][0], int):
-            self.known[node] = node.meta["values"]
+        elif node.op == "call_function" and isinstance(facts(node).first, int):
+            self.known[node] = facts(node).values
         elif node.op == "call_function" and self._is_constant(node):
             alike = all(self._is_same(argument) for argument in node.all_input_nodes) and not any(
                 isinstance(size, BatchSize) for size in _sizes(node)
@@ -185,7 +185,7 @@ class _Run:
     def _value(self, index: int, node: fx.Node) -> Any:
         if node in self.known:
             return self.known[node][index]
-        return torch.zeros_like(node.meta["values"][index], device="cpu")
+        return torch.zeros_like(facts(node).values[index], device="cpu")
 
     def _is_same(self, node: fx.Node) -> bool:
         """Is the value the same whatever the size of the batch?"""
@@ -196,7 +196,7 @@ class _Run:
 
 
 def _sizes(node: fx.Node) -> list[Size]:
-    return shape(node) if isinstance(node.meta["values"][0], Tensor) else []
+    return shape(node) if isinstance(facts(node).first, Tensor) else []
 
 
 def _for_every_picture(node: fx.Node, values: Values) -> Tensor | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from sptrace.compiler.graph.builder import GraphBuilder, parameter, permutation, shape, static_shape, value
+from sptrace.compiler.graph.facts import facts
 from sptrace.passes.fold_batch_norms import CONVOLUTIONS
 
 aten = torch.ops.aten
@@ -126,7 +127,7 @@ def _has_own_constants(layer: fx.Node) -> bool:
 
 def _exchange(builder: GraphBuilder, layer: fx.Node, weight: Tensor, bias: Tensor | None) -> None:
     """Give a layer other weights, and a bias if it had none."""
-    path = layer.meta["path"] or layer.name
+    path = facts(layer).path or layer.name
     old_weight, old_bias = weights(layer)
     assert old_weight is not None
     with builder.replacing(layer):

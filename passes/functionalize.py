@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 
 from sptrace.compiler.graph.builder import GraphBuilder, parameter, shape, value
 from sptrace.compiler.graph.constants import constant
+from sptrace.compiler.graph.facts import facts
 from sptrace.compiler.graph.views import put_back
 from sptrace.errors import UnsupportedError
 from sptrace.passes.canonicalize_splits import canonicalize_splits
@@ -55,7 +56,7 @@ def functionalize(module: fx.GraphModule) -> int:
 
 def memory_of(node: fx.Node) -> set[int]:
     """The storages of a node's tensors. Running without data, views share their storage as they will with data."""
-    first = node.meta["values"][0] if "values" in node.meta else None
+    first = facts(node).first
     tensors = first if isinstance(first, tuple | list) else [first]
     return {tensor.untyped_storage()._cdata for tensor in tensors if isinstance(tensor, Tensor)}
 
@@ -181,7 +182,7 @@ class _Memory:
                 raise UnsupportedError(_where(node, _read_again(node, other)))
             top = max(top, common[0])
         root = chain[-1]
-        own = root.op == "get_attr" and not root.meta.get("filled")
+        own = root.op == "get_attr" and not facts(root).is_filled
         for part, base in pairwise(chain if own else chain[: top + 1]):
             view = self._view(part)[0]
             detached = (
@@ -253,4 +254,4 @@ def _read_again(node: fx.Node, other: fx.Node) -> str:
 
 
 def _where(node: fx.Node, what: str) -> str:
-    return f"{what} ({node.meta.get('source', 'source unknown')}): write the functional form in the network"
+    return f"{what} ({facts(node).source}): write the functional form in the network"

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import GraphBuilder, Target, parameter, place, propagate
+from sptrace.compiler.graph.builder import GraphBuilder, parameter, place, propagate
+from sptrace.compiler.graph.facts import Target, facts
 
 aten = torch.ops.aten
 
@@ -103,7 +104,7 @@ class _Halving:
     def run(self) -> int:
         count = 0
         graph = self._module.graph
-        outputs = [node.meta["values"] for node in next(iter(reversed(graph.nodes))).all_input_nodes]
+        outputs = [facts(node).values for node in next(iter(reversed(graph.nodes))).all_input_nodes]
         for node in list(graph.nodes):
             if node.op == "output":
                 self._restore(node, outputs)
@@ -125,18 +126,18 @@ class _Halving:
             return torch.float32
         if node.target in FOLLOWING:
             computed = [item for item in node.all_input_nodes if _is_floating(item) and item.op != "get_attr"]
-            if not any(item.meta["values"][0].dtype == torch.float32 for item in computed):
+            if not any(facts(item).first.dtype == torch.float32 for item in computed):
                 return torch.float16
-            if any(item.meta["values"][0].dtype == torch.float16 for item in computed):
+            if any(facts(item).first.dtype == torch.float16 for item in computed):
                 return torch.float16
         return torch.float32
 
     def _as(self, item: fx.Node, dtype: torch.dtype) -> fx.Node:
         """The node in this precision, if it holds real numbers."""
-        if not _is_floating(item) or item.meta["values"][0].dtype == dtype:
+        if not _is_floating(item) or facts(item).first.dtype == dtype:
             return item
         if (item, dtype) not in self._casts:
-            with self._builder.origin(item, adjoint=item.meta.get("adjoint", False)):
+            with self._builder.origin(item, adjoint=facts(item).adjoint):
                 if item.op == "get_attr":
                     data = parameter(self._module, item).to(dtype)
                     cast = self._constants[item] = self._builder.constant(f"{item.target}_half", data)
@@ -170,5 +171,5 @@ def _compares_maxima(node: fx.Node) -> bool:
 
 
 def _is_floating(node: fx.Node) -> bool:
-    values = node.meta.get("values", (None,))
-    return isinstance(values[0], Tensor) and values[0].is_floating_point()
+    given = facts(node).first
+    return isinstance(given, Tensor) and given.is_floating_point()

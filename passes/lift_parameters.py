@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from torch import fx
 
+from sptrace.compiler.graph.facts import facts, record
+
 
 def lift_parameters(module: fx.GraphModule, names: Mapping[str, str]) -> dict[str, str]:
     """Replace the constants that are parameters by inputs of the graph; returns input -> path of the constant.
@@ -27,7 +29,7 @@ def lift_parameters(module: fx.GraphModule, names: Mapping[str, str]) -> dict[st
         if name not in inputs:
             with module.graph.inserting_after(last):
                 last = inputs[name] = module.graph.placeholder(f"parameter_{len(inputs)}")
-            last.meta = dict(node.meta)
+            record(last, facts(node))
             lifted[str(last.target)] = node.target
         node.replace_all_uses_with(inputs[name])
         module.graph.erase_node(node)

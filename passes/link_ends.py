@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, ops
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, parameter, permutation, shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, parameter, permutation, shape, value
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.errors import UnsupportedError
 from sptrace.passes.expressions import (
     NEGLIGIBLE,
@@ -114,7 +115,7 @@ class Ends:
     def _softmax(self, logits: fx.Node, dim: int, is_log: bool) -> End:
         """Of logits as they are before their largest, or the logarithm of their sum, is taken from all of them."""
         if shape(logits)[dim] == 1:
-            where = logits.meta.get("source", "source unknown")
+            where = facts(logits).source
             raise UnsupportedError(
                 f"the network ends in a softmax over one class ({where}), which is 1 for every picture: "
                 "let it end in a sigmoid, or in the logit"

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from sptrace.compiler.graph.builder import GraphBuilder, parameter, propagate, value
+from sptrace.compiler.graph.facts import facts
 
 
 def narrow_doubles(module: fx.GraphModule) -> int:
@@ -22,7 +23,7 @@ def narrow_doubles(module: fx.GraphModule) -> int:
     builder = GraphBuilder(module)
     count = 0
     for node in list(module.graph.nodes):
-        if not any(_is_double(given) for given in tree_leaves(node.meta.get("values"))) and not count:
+        if not any(_is_double(given) for given in tree_leaves(facts(node).values)) and not count:
             continue
         if node.op == "get_attr" and _is_double(value(node)):
             with builder.replacing(node):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, ops
 
 from sptrace.compiler.graph.builder import GraphBuilder, value
+from sptrace.compiler.graph.facts import facts
 from sptrace.errors import UnsupportedError
 
 aten = ops.aten
@@ -34,7 +35,7 @@ def remove_casts(module: fx.GraphModule) -> int:
     for node in list(module.graph.nodes):
         if node.target == aten._assert_tensor_metadata.default:
             module.graph.erase_node(node)
-        elif node.target in CASTS and isinstance(node.meta["values"][0], Tensor):
+        elif node.target in CASTS and isinstance(facts(node).first, Tensor):
             x = node.args[0]
             if value(x).dtype == value(node).dtype:
                 builder.replace(node, x)
@@ -56,6 +57,6 @@ def _refuse_other_floats(module: fx.GraphModule) -> None:
         is_cast = node.target == aten.to.dtype and node.users and value(node).dtype in OTHERS
         if is_cast and value(node.args[0]).dtype == torch.float32:
             raise UnsupportedError(
-                f"the network computes in {value(node).dtype} ({node.meta.get('source', 'source unknown')}): "
+                f"the network computes in {value(node).dtype} ({facts(node).source}): "
                 "let it compute in float32 throughout"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx, ops
 
 from sptrace.compiler.graph.builder import GraphBuilder, shape
+from sptrace.compiler.graph.facts import facts
 from sptrace.errors import UnsupportedError
 
 aten = ops.aten
@@ -40,7 +41,7 @@ def remove_identities(module: fx.GraphModule) -> int:
     count = 0
     for node in list(module.graph.nodes):
         if node.target in DROPOUTS and node.args[2]:
-            where = node.meta.get("source", "source unknown")
+            where = facts(node).source
             raise UnsupportedError(
                 f"dropout is active ({where}), so the network answers differently every time: "
                 "call .eval() on the network, and pass training=self.training to F.dropout"

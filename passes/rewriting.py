@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import fx
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target
+from sptrace.compiler.graph.builder import GraphBuilder
+from sptrace.compiler.graph.facts import Target
 
 Rewrite = Callable[..., fx.Node | None]
 """Takes a builder that stands before the node, the node, and its arguments. Gives what replaces it; None leaves it."""

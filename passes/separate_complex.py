@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx
 
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import GraphBuilder, Target, parameter, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, parameter, static_shape, value
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.errors import UnsupportedError
 
 aten = torch.ops.aten
@@ -90,7 +91,7 @@ def separate_complex(module: fx.GraphModule) -> int:
 
 
 def _is_complex(node: fx.Node) -> bool:
-    given = node.meta["values"][0] if "values" in node.meta else None
+    given = facts(node).first
     return isinstance(given, Tensor) and given.is_complex()
 
 
@@ -120,7 +121,7 @@ class _Separation:
             self._pairs[node] = self._alike(node)
             return None
         if node.target not in RULES:
-            where = node.meta.get("source", "source unknown")
+            where = facts(node).source
             raise UnsupportedError(
                 f"{node.target} ({where}) of complex numbers has no pullback: write it in real ones"
             )
@@ -219,7 +220,7 @@ class _Separation:
 
 def value_is_number(node: fx.Node) -> bool:
     """Does the node give real numbers, other than masks, places and sizes?"""
-    given = node.meta["values"][0]
+    given = facts(node).first
     return isinstance(given, Tensor) and given.is_floating_point()
 
 

@@ -15,7 +15,6 @@ from sptrace.artifact.softening import Relative, Softening, Temperature
 from sptrace.compiler.graph import gates
 from sptrace.compiler.graph.builder import (
     GraphBuilder,
-    Target,
     depends_on,
     influenced_by,
     is_batch,
@@ -23,6 +22,7 @@ from sptrace.compiler.graph.builder import (
     shape,
     value,
 )
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.compiler.graph.sizes import BatchSize
 from sptrace.errors import SptraceError
 from sptrace.passes.curves import Gate
@@ -61,7 +61,7 @@ def soften(module: fx.GraphModule, softening: Softening) -> tuple[GateCount, ...
                     new[node] = _call(builder, node, gate, new, "hard", None)
                     builder.replace(node, new[node])
             continue
-        path = str(node.meta["path"])
+        path = str(facts(node).path)
         rule, tau = softening.gate(gate.kind, path)
         found.append((gate.kind, path))
         if rule == "hard" and _named(node) is None:

@@ -7,7 +7,8 @@ from torch import fx
 
 from sptrace.artifact.softening import GateRule, Relative, Softening
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import GraphBuilder, Target, depends_on, placeholder
+from sptrace.compiler.graph.builder import GraphBuilder, depends_on, placeholder
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.compiler.graph.views import RESHAPES
 
 aten = torch.ops.aten
@@ -52,7 +53,7 @@ def soften_attention(module: fx.GraphModule, softening: Softening) -> list[str]:
         ]
         if not products:
             continue
-        path = str(node.meta["path"])
+        path = str(facts(node).path)
         rule = softening.gate("attention", path)
         if rule.rule != "full":
             _attend(builder, node, chain, products, rule)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import Target, is_batch, parameter, shape, value
+from sptrace.compiler.graph.builder import is_batch, parameter, shape, value
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.passes import curves
 from sptrace.passes.curves import Gate
 
@@ -75,7 +76,7 @@ class Spellings:
         4. amax(z, dims), first_maximum                             ->  amax
         5. z (1 + erf(z / sqrt 2)) / 2, z relu6(z + 3) / 6 ...      ->  gelu, hardswish ... (`passes.curves`)
         """
-        if node not in self._dependent or not _is_map(node) or node.meta.get("written_for") in NO_GATES:
+        if node not in self._dependent or not _is_map(node) or facts(node).written_for in NO_GATES:
             return None
         self._read.clear()
         return (
@@ -289,7 +290,7 @@ def _flat(graph: fx.Graph, dependent: set[fx.Node]) -> set[fx.Node]:
 
 
 def _is_map(node: fx.Node) -> bool:
-    given = node.meta["values"][0]
+    given = facts(node).first
     return isinstance(given, Tensor) and given.is_floating_point()
 
 

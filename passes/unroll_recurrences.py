@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, static_shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, shape, static_shape, value
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.compiler.graph.sizes import BatchSize
 from sptrace.errors import UnsupportedError
 from sptrace.passes.fold_constants import fold_constants
@@ -177,7 +178,7 @@ def _layers(
         x = builder.call(aten.transpose.int, x, 0, 1)
     if isinstance(shape(x)[0], BatchSize):
         raise UnsupportedError(
-            f"{node.target} ({node.meta.get('source', 'source unknown')}) runs along the batch: "
+            f"{node.target} ({facts(node).source}) runs along the batch: "
             "its steps must be a fixed number, give it batch_first=True or transpose its input"
         )
     ends: list[State] = []

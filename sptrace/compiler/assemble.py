@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +17,7 @@ from sptrace.artifact.neuron import LOGIT, Neuron
 from sptrace.artifact.softening import Softening
 from sptrace.compiler.calibration import calibrate
 from sptrace.compiler.graph.builder import GraphBuilder, forget_constants, placeholder, static_shape
+from sptrace.compiler.graph.results import give
 from sptrace.compiler.independence import require_independence
 from sptrace.compiler.left_hard import left_hard
 from sptrace.compiler.objectives import starting_cotangent
@@ -34,6 +36,7 @@ class Assembled:
             Its outputs: attribution, of the image's shape; logits [N, classes]; chosen, the target with every -1
             resolved or the direction itself; with a layer activation [N, units], that which the neuron is one of;
             for class activation maps features [N, C, rows, columns], the layer's output, and their cotangent.
+        cotangent: the node of `module` that the adjoint begins with.
         gates: how many gates were softened, and how.
         scales: what relative temperatures refer to, where that was measured when compiling.
         left_hard: what is piecewise and no gate.
@@ -43,6 +46,7 @@ class Assembled:
     """
 
     module: fx.GraphModule
+    cotangent: fx.Node
     gates: tuple[GateCount, ...]
     scales: tuple[LayerScale, ...]
     left_hard: tuple[HardOp, ...]
@@ -89,7 +93,7 @@ def assemble(
     scales = () if calibration is None else calibrate(module, calibration, lifted.values())
     passes.run(passes.REPARAMETRIZE, module)
     graph = module.graph
-    output = next(node for node in graph.nodes if node.op == "output")
+    output: Any = graph.output_node()
     logits, features = output.args[0] if isinstance(output.args[0], tuple) else (output.args[0], None)
     image = placeholder(graph, "image")
     with graph.inserting_before(output):
@@ -99,25 +103,23 @@ def assemble(
         chosen, cotangent = starting_cotangent.choose(
             module, explained, activation, neuron, outputs, of_explained
         )
-        cotangent.meta["seed"] = True
-        results = {
+        named = {
             "attribution": pull_back(module, explained, cotangent, image),
             "logits": logits,
             "chosen": chosen,
         }
         if neuron.layer is not None:
-            results["activation"] = activation
+            named["activation"] = activation
         elif features is not None:
             with _hard_where_guided(graph):
                 at_layer = {"features": features, "cotangent": pull_back(module, logits, cotangent, features)}
-            results |= _as_maps(module, at_layer, how)
-    output.args = (tuple(results.values()),)
-    output.meta = {"names": tuple(results)}
+            named |= _as_maps(module, at_layer, how)
+    give(graph, named)
     (classes,) = static_shape(logits, [1])
     passes.run(passes.LOWER, module)
     forget_constants(module, lifted.values())
     parameters = {place: (path, names[path]) for place, path in lifted.items()}
-    return Assembled(module, gates, scales, hard, classes, preprocessing.input_range, parameters)
+    return Assembled(module, cotangent, gates, scales, hard, classes, preprocessing.input_range, parameters)
 
 
 def _as_maps(module: fx.GraphModule, at_layer: Mapping[str, fx.Node], how: Layout) -> dict[str, fx.Node]:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from sptrace.artifact.description import LayerScale
 from sptrace.artifact.softening import Relative
 from sptrace.compiler.graph.builder import is_batch
+from sptrace.compiler.graph.facts import facts
 from sptrace.compiler.pullback.temperature import SMALLEST
 
 CHUNK = 8
@@ -43,7 +44,7 @@ def calibrate(
     for node, scale in scales.items():
         node.kwargs = {**node.kwargs, "tau": node.kwargs["tau"].factor * scale}  # type: ignore[union-attr]
     module.recompile()
-    return tuple(LayerScale(str(node.meta["path"]), scale) for node, scale in scales.items())
+    return tuple(LayerScale(str(facts(node).path), scale) for node, scale in scales.items())
 
 
 def _has_pictures_first(node: fx.Node) -> bool:

@@ -39,6 +39,7 @@ from sptrace.compiler.dead_leaves import dead_leaves
 from sptrace.compiler.emission import emit, saving
 from sptrace.compiler.emission.photographs import take_pictures
 from sptrace.compiler.graph.builder import value
+from sptrace.compiler.graph.facts import facts
 from sptrace.compiler.network import Network
 from sptrace.compiler.objectives import cam_layer
 from sptrace.compiler.objectives.layout import NO_LAYER, Layout, layout, with_prefix
@@ -511,7 +512,7 @@ def _jumps(assembled: Assembled) -> bool:
     return any(gate.rule in ("hard", "guided") for gate in assembled.gates) or any(
         node.target is torch.ops.aten.eq.Tensor and value(node.args[0]).is_floating_point()
         for node in assembled.module.graph.nodes
-        if node.meta.get("adjoint")
+        if facts(node).adjoint
     )
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, fx
 from sptrace import passes
 from sptrace.compiler.assemble import Assembled
 from sptrace.compiler.graph.builder import GraphBuilder
+from sptrace.compiler.graph.facts import facts
+from sptrace.compiler.graph.results import give, results
 from sptrace.errors import SptraceError
 
 aten = torch.ops.aten
@@ -39,7 +41,7 @@ def halve(assembled: Assembled, example: Tensor) -> None:
     largest = _largest(assembled, example)
     _refuse_large(largest["forward"])
     scale = 2.0 ** math.floor(math.log2(LARGEST / largest["adjoint"])) if largest["adjoint"] else 1.0
-    _multiply_seed(module, scale)
+    _multiply(module, assembled.cotangent, scale)
     passes.halve(module)
     _divide_outputs(module, scale)
     module.graph.lint()
@@ -65,7 +67,7 @@ def _largest(assembled: Assembled, example: Tensor) -> dict[str, float]:
         elif node.target == "target":
             given.append(torch.full((len(example),), -1))
         elif node.target == "direction":
-            units = node.meta["values"][0].shape[1]
+            units = facts(node).first.shape[1]
             given.append(torch.eye(units)[:1].expand(len(example), -1))
         else:
             given.append(assembled.module.get_buffer(assembled.parameters[node.target][0]))
@@ -86,7 +88,7 @@ class _Measure(fx.Interpreter):
         """Run it and look at what it gives."""
         result = super().run_node(node)
         if node.op == "call_function" and isinstance(result, Tensor) and result.is_floating_point():
-            part = "adjoint" if node.meta["adjoint"] else "forward"
+            part = "adjoint" if facts(node).adjoint else "forward"
             if _depends_on_input(node):
                 finite = result[result.isfinite()]  # what a max pool is padded with is not
                 self.largest[part] = max(self.largest[part], float(finite.abs().max()))
@@ -98,21 +100,20 @@ def _depends_on_input(node: fx.Node) -> bool:
     return any(item.op != "get_attr" for item in node.all_input_nodes)
 
 
-def _multiply_seed(module: fx.GraphModule, scale: float) -> None:
-    seed = next(node for node in module.graph.nodes if node.meta.get("seed"))
+def _multiply(module: fx.GraphModule, cotangent: fx.Node, scale: float) -> None:
     builder = GraphBuilder(module)
-    with module.graph.inserting_before(seed.next), builder.origin(seed, adjoint=True):
-        scaled = builder.call(aten.mul.Tensor, seed, scale)
-    seed.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled and user.op != "output")
+    with module.graph.inserting_before(cotangent.next), builder.origin(cotangent, adjoint=True):
+        scaled = builder.call(aten.mul.Tensor, cotangent, scale)
+    cotangent.replace_all_uses_with(
+        scaled, delete_user_cb=lambda user: user is not scaled and user.op != "output"
+    )
 
 
 def _divide_outputs(module: fx.GraphModule, scale: float) -> None:
-    output = next(node for node in module.graph.nodes if node.op == "output")
-    builder = GraphBuilder(module)
-    results = dict(zip(output.meta["names"], output.args[0], strict=True))
-    with module.graph.inserting_before(output):
+    builder, named = GraphBuilder(module), results(module.graph)
+    with module.graph.inserting_before(module.graph.output_node()):
         for name in ("attribution", "cotangent"):
-            if name in results:
-                with builder.origin(results[name], adjoint=True):
-                    results[name] = builder.call(aten.mul.Tensor, results[name], 1 / scale)
-    output.args = (tuple(results.values()),)
+            if name in named:
+                with builder.origin(named[name], adjoint=True):
+                    named[name] = builder.call(aten.mul.Tensor, named[name], 1 / scale)
+    give(module.graph, named)

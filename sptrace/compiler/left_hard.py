@@ -10,7 +10,8 @@ from torch import Tensor, fx
 
 from sptrace.artifact.description import HardOp
 from sptrace.artifact.softening import Softening
-from sptrace.compiler.graph.builder import Target, influenced_by, placeholder, value
+from sptrace.compiler.graph.builder import influenced_by, placeholder, value
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.compiler.graph.ranking import places
 from sptrace.passes.soften import recognised
 from sptrace.passes.spellings import COMPARISONS, inputs
@@ -102,7 +103,7 @@ def left_hard(module: fx.GraphModule, softening: Softening) -> tuple[HardOp, ...
         return ()
     influenced = influenced_by(module.graph, placeholder(module.graph, "image"))
     found = [node for node in _on_the_way(module) if node in influenced and _is_piecewise(node, influenced)]
-    return tuple(dict.fromkeys(HardOp(_name(node), str(node.meta["path"])) for node in found))
+    return tuple(dict.fromkeys(HardOp(_name(node), str(facts(node).path)) for node in found))
 
 
 def _name(node: fx.Node) -> str:
@@ -167,7 +168,7 @@ def _is_guard(node: fx.Node) -> bool:
 
 
 def _is_never_negative(x: object) -> bool:
-    if not isinstance(x, fx.Node) or not isinstance(x.meta["values"][0], Tensor):
+    if not isinstance(x, fx.Node) or not isinstance(facts(x).first, Tensor):
         return False
     name = getattr(x.target, "__name__", "")
     if x.target in NEVER_NEGATIVE or name in ("relu", "root"):

@@ -26,6 +26,8 @@ from sptrace.compiler.capture.from_torch import capture
 from sptrace.compiler.emission import emit
 from sptrace.compiler.emission.saving import to_bytes
 from sptrace.compiler.graph.builder import placeholder, static_shape, without_data
+from sptrace.compiler.graph.facts import Facts, record
+from sptrace.compiler.graph.results import give
 from sptrace.compiler.pullback import pull_back
 
 EXACT = 1e-11
@@ -90,11 +92,10 @@ def compile_pullback(op: nn.Module, image: Tensor, softening: Softening | str = 
     with graph.inserting_after(source):
         cotangent = graph.placeholder("cotangent")
     values = without_data(*static_shape(outputs, [1]), dtype=torch.float32)
-    cotangent.meta = {"values": values, "path": "", "adjoint": True}
+    record(cotangent, Facts(values, adjoint=True))
     with graph.inserting_before(output):
         attribution = pull_back(module, outputs, cotangent, source)
-    output.args = ((attribution, outputs),)
-    output.meta = {"names": ("attribution", "logits")}
+    give(graph, {"attribution": attribution, "logits": outputs})
     passes.run(passes.LOWER, module)
     return module
 

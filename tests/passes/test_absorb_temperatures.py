@@ -17,6 +17,7 @@ from sptrace.artifact.softening import Softening
 from sptrace.compiler.capture.from_torch import capture
 from sptrace.compiler.graph import gates
 from sptrace.compiler.graph.builder import depends_on, placeholder
+from sptrace.compiler.graph.facts import Facts, facts, record
 from sptrace.compiler.pullback import pull_back
 from sptrace.passes import absorb_temperatures
 
@@ -40,7 +41,7 @@ def pulled_back(module: fx.GraphModule) -> fx.GraphModule:
     (logits,) = output.all_input_nodes
     with module.graph.inserting_before(output):
         ones = module.graph.call_function(torch.ops.aten.ones_like.default, (logits,))
-        ones.meta = {"values": logits.meta["values"], "path": "", "adjoint": True}
+        record(ones, Facts(facts(logits).values, adjoint=True))
         attribution = pull_back(module, logits, ones, image)
     output.args = ((logits, attribution),)
     passes.run(passes.LOWER, module)
@@ -66,7 +67,7 @@ def factors(module: fx.GraphModule) -> list[fx.Node]:
     return [
         node
         for node in nodes(module, "aten.mul.Tensor")
-        if node.meta["adjoint"] and not isinstance(node.args[1], fx.Node) and node.args[0].op != "get_attr"
+        if facts(node).adjoint and not isinstance(node.args[1], fx.Node) and node.args[0].op != "get_attr"
     ]
 
 
@@ -152,7 +153,7 @@ def mixer(act: nn.Module) -> nn.Module:
 def test_gelu() -> None:
     after = absorbed(mixer(nn.GELU()), count=1)
     assert ops(after)["aten.erf.default"] == 1
-    assert not [node for node in factors(after) if node.meta["path"] == "act"]
+    assert not [node for node in factors(after) if facts(node).path == "act"]
 
 
 @pytest.mark.parametrize(

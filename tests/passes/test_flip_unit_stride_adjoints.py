@@ -8,6 +8,7 @@ from helpers.small_networks import ops
 from torch import Tensor, fx, nn
 
 from sptrace.compiler.graph.builder import GraphBuilder, without_data
+from sptrace.compiler.graph.facts import Facts, record
 from sptrace.passes import flip_unit_stride_adjoints
 
 aten = torch.ops.aten
@@ -27,7 +28,7 @@ def transposed(
     module = fx.GraphModule(nn.Module(), fx.Graph())
     builder = GraphBuilder(module)
     v = module.graph.placeholder("v")
-    v.meta = {"values": without_data(len(weight), *[9] * len(stride), dtype=torch.float32)}
+    record(v, Facts(without_data(len(weight), *[9] * len(stride), dtype=torch.float32)))
     options = (list(stride), list(padding), list(dilation), True, list(output_padding), groups)
     constants = [builder.constant("weight", weight), None if bias is None else builder.constant("bias", bias)]
     module.graph.output(builder.call(aten.convolution.default, v, *constants, *options))
@@ -109,7 +110,7 @@ def test_the_convolutions_of_the_network_are_left_alone() -> None:
     module = fx.GraphModule(nn.Module(), fx.Graph())
     builder = GraphBuilder(module)
     x = module.graph.placeholder("x")
-    x.meta = {"values": without_data(3, 9, 9, dtype=torch.float32)}
+    record(x, Facts(without_data(3, 9, 9, dtype=torch.float32)))
     weight = builder.constant("weight", numbers(4, 3, 3, 3))
     options = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
     module.graph.output(builder.call(aten.convolution.default, x, weight, None, *options))

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from sptrace.compiler.capture.from_torch import capture
 from sptrace.compiler.graph.builder import parameter
+from sptrace.compiler.graph.facts import facts
 from sptrace.errors import UnsupportedError
 from sptrace.passes import fold_batch_norms
 
@@ -45,7 +46,7 @@ def test_1_into_the_convolution(conv: nn.Conv2d, affine: bool) -> None:
     module = folded(network)
     assert ops(module) == {"aten.conv2d.default": 1, "aten.flatten.using_ints": 1}
     [call] = nodes(module, "aten.conv2d.default")
-    assert call.meta["path"] == "conv"
+    assert facts(call).path == "conv"
     weight, bias = call.args[1:3]
     assert isinstance(weight, fx.Node)
     assert isinstance(bias, fx.Node)

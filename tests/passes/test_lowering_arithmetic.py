@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from sptrace.compiler.graph import gates
 from sptrace.compiler.graph.builder import GraphBuilder, without_data
+from sptrace.compiler.graph.facts import Facts, record
 from sptrace.compiler.pullback.table import TABLE, Pull
 from sptrace.passes import absorb_cotangent_factors, drop_expansions, share_common_subexpressions, share_gates
 
@@ -22,7 +23,7 @@ aten = torch.ops.aten
 def start(*sizes: int) -> tuple[fx.GraphModule, GraphBuilder, fx.Node]:
     module = fx.GraphModule(nn.Module(), fx.Graph())
     x = module.graph.placeholder("x")
-    x.meta = {"values": without_data(*sizes, dtype=torch.float32)}
+    record(x, Facts(without_data(*sizes, dtype=torch.float32)))
     return module, Pull(module, {x}), x
 
 

@@ -6,6 +6,7 @@ from helpers.small_networks import assert_same_values, images, small
 from torch import Tensor, nn
 
 from sptrace.compiler.capture.from_torch import capture
+from sptrace.compiler.graph.facts import facts
 from sptrace.passes.narrow_doubles import narrow_doubles
 
 
@@ -26,7 +27,7 @@ def test_everything_is_float32(body: object) -> None:
     module = capture(network, images(2))
     assert narrow_doubles(module) > 0
     assert_same_values(module, network, tolerance=1e-6)
-    kept = [tensor for node in module.graph.nodes for tensor in node.meta.get("values", ())]
+    kept = [tensor for node in module.graph.nodes for tensor in facts(node).values]
     assert not [tensor for tensor in kept if isinstance(tensor, Tensor) and tensor.dtype == torch.float64]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sptrace.compiler.capture.from_torch import capture
 from sptrace.compiler.graph.builder import GraphBuilder, placeholder, without_data
+from sptrace.compiler.graph.facts import Facts, record
 from sptrace.passes import share_common_subexpressions
 
 aten = torch.ops.aten
@@ -75,7 +76,7 @@ def test_what_differs_is_kept(make: Callable[[GraphBuilder, Any], list[Any]]) ->
     module = torch.fx.GraphModule(nn.Module(), torch.fx.Graph())
     image = module.graph.placeholder("image")
     # Of integers: 1 and 1.0 make results of different dtypes.
-    image.meta = {"values": without_data(3, 4, 4, dtype=torch.int64)}
+    record(image, Facts(without_data(3, 4, 4, dtype=torch.int64)))
     results = make(GraphBuilder(module), placeholder(module.graph, "image"))
     module.graph.output(tuple(results))
     assert share_common_subexpressions(module) == 0

@@ -9,6 +9,7 @@ from helpers.small_networks import ops
 from torch import Tensor, fx, nn
 
 from sptrace.compiler.graph.builder import GraphBuilder, without_data
+from sptrace.compiler.graph.facts import Facts, record
 from sptrace.passes import simplify_layouts
 
 aten = torch.ops.aten
@@ -20,7 +21,7 @@ def graph(*steps: Step, sizes: tuple[int, ...] = (6, 4)) -> fx.GraphModule:
     module = fx.GraphModule(nn.Module(), fx.Graph())
     builder = GraphBuilder(module)
     node = module.graph.placeholder("x")
-    node.meta = {"values": without_data(*sizes, dtype=torch.float32)}
+    record(node, Facts(without_data(*sizes, dtype=torch.float32)))
     for target, *args in steps:
         node = builder.call(target, node, *args)
     module.graph.output(node)

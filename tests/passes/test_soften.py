@@ -14,6 +14,7 @@ from sptrace.artifact.description import GateCount
 from sptrace.artifact.softening import Softening
 from sptrace.compiler.capture.from_torch import capture
 from sptrace.compiler.graph import gates
+from sptrace.compiler.graph.facts import facts
 from sptrace.errors import SptraceError
 
 
@@ -120,8 +121,8 @@ def test_where_a_gate_came_from_is_kept() -> None:
     module = capture(network, images(1))
     passes.soften(module, Softening("paper"))
     [gate] = [node for node in module.graph.nodes if node.target is gates.relu]
-    assert gate.meta["path"] == "act"
-    assert gate.meta["adjoint"] is False
+    assert facts(gate).path == "act"
+    assert facts(gate).adjoint is False
 
 
 def test_overrides_by_module_path() -> None:

@@ -17,6 +17,7 @@ from sptrace.artifact.description import Preprocessing
 from sptrace.artifact.softening import Softening
 from sptrace.compiler.assemble import assemble
 from sptrace.compiler.capture.from_torch import capture
+from sptrace.compiler.graph.facts import facts
 
 Body = Callable[[Any, Tensor], Tensor]
 
@@ -104,9 +105,9 @@ def test_only_values_are_pulled_back(network: nn.Module) -> None:
     """No product of the pullback is with the weights of queries and keys, and nothing is padded with zeros."""
     image = numbers(1, 3, 32, 32)
     assembled = assemble(capture(network.eval(), image), Preprocessing((32, 32)), Softening("paper"))
-    adjoint = [node for node in assembled.module.graph.nodes if node.meta.get("adjoint")]
+    adjoint = [node for node in assembled.module.graph.nodes if facts(node).adjoint]
     assert not any(
-        str(node.target) == "aten.constant_pad_nd.default" and "attn" in node.meta["path"] for node in adjoint
+        str(node.target) == "aten.constant_pad_nd.default" and "attn" in facts(node).path for node in adjoint
     )
     read = {
         str(source.target) for node in adjoint for source in node.all_input_nodes if source.op == "get_attr"

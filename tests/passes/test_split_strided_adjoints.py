@@ -9,6 +9,7 @@ from helpers.small_networks import ops
 from torch import Tensor, fx, nn
 
 from sptrace.compiler.graph.builder import GraphBuilder, without_data
+from sptrace.compiler.graph.facts import Facts, record
 from sptrace.passes import split_strided_adjoints
 
 aten = torch.ops.aten
@@ -30,7 +31,7 @@ def transposed(
     module = fx.GraphModule(nn.Module(), fx.Graph())
     builder = GraphBuilder(module)
     v = module.graph.placeholder("v")
-    v.meta = {"values": without_data(len(weight), *SIZE, dtype=torch.float32)}
+    record(v, Facts(without_data(len(weight), *SIZE, dtype=torch.float32)))
     options = (list(stride), list(padding), list(dilation), True, list(output_padding), groups)
     result = builder.call(aten.convolution.default, v, builder.constant("weight", weight), None, *options)
     if crop is not None:

@@ -31,30 +31,34 @@ def inline_regions(module: fx.GraphModule) -> None:
                 raise UnsupportedError("the network switches autocast on: compile it in float32 throughout")
         else:
             enabled, body, *inputs = node.args
-        _inline(module, node, getattr(module, str(body.target)), inputs)
+        results = _inline(module, node, getattr(module, str(body.target)), inputs)
         if node.target is GRAD_MODE and not enabled:
-            _detach(graph, node)
+            results = _detached(graph, node, results)
         for user in list(node.users):
             assert user.target is operator.getitem, f"{user} reads {node} as a whole"
-            user.replace_all_uses_with(node.meta["inlined"][user.args[1]])
+            user.replace_all_uses_with(results[user.args[1]])
             graph.erase_node(user)
         graph.erase_node(node)
         if not body.users:
             graph.erase_node(body)
 
 
-def _inline(module: fx.GraphModule, call: fx.Node, body: fx.GraphModule, inputs: list[fx.Node]) -> None:
+def _inline(
+    module: fx.GraphModule, call: fx.Node, body: fx.GraphModule, inputs: list[fx.Node]
+) -> list[fx.Node]:
+    """What the call gives, computed before it."""
     inline_regions(body)
     placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
     with module.graph.inserting_before(call):
         results = module.graph.graph_copy(body.graph, dict(zip(placeholders, inputs, strict=True)))
     assert isinstance(results, tuple | list)
-    call.meta["inlined"] = list(results)
+    return list(results)
 
 
-def _detach(graph: fx.Graph, call: fx.Node) -> None:
+def _detached(graph: fx.Graph, call: fx.Node, results: list[fx.Node]) -> list[fx.Node]:
+    detached = []
     with graph.inserting_before(call):
-        for index, result in enumerate(call.meta["inlined"]):
-            detached = graph.call_function(torch.ops.aten.detach.default, (result,))
-            detached.meta = dict(result.meta)
-            call.meta["inlined"][index] = detached
+        for result in results:
+            detached.append(graph.call_function(torch.ops.aten.detach.default, (result,)))
+            detached[-1].meta = dict(result.meta)
+    return detached

@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 from sptrace.compiler.capture.answers import logits_of
 from sptrace.compiler.capture.harness import reason
 from sptrace.compiler.capture.source_lines import is_own, line_of
+from sptrace.compiler.graph.facts import facts
 from sptrace.errors import SptraceError, UnsupportedError
 
 LATER = 0.1
@@ -182,5 +183,5 @@ def _drawing(captured: fx.GraphModule) -> str | None:
         if isinstance(node.target, OpOverload):
             name = node.target._schema.name.removeprefix("aten::").removesuffix("_")
             if name in DRAWS:
-                return f"random numbers: {name}, {node.meta.get('source', 'source unknown')}"
+                return f"random numbers: {name}, {facts(node).source}"
     return None

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -39,6 +40,7 @@ from sptrace.compiler.graph.builder import (
     without_data,
 )
 from sptrace.compiler.graph.constants import at_batches, constant
+from sptrace.compiler.graph.facts import Facts, facts, learn, record
 from sptrace.compiler.graph.sizes import BATCHES, BatchSize, fixed_number, is_symbolic_size
 from sptrace.errors import SptraceError, UnsupportedError
 
@@ -224,7 +226,7 @@ def _why_export_failed(error: Exception, fixed: Sequence[str]) -> str:
 
 def _check_layer(module: fx.GraphModule, layer: str) -> None:
     """Refuse an output that has no channels for every picture."""
-    output = next(node for node in module.graph.nodes if node.op == "output")
+    output: Any = module.graph.output_node()
     _, kept = output.args[0]
     sizes, dtype = shape(kept), value(kept).dtype
     batched = len(sizes) in (2, 3, 4) and is_batch(kept, 0)
@@ -248,15 +250,15 @@ def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModul
             spec = specs[node.name]
             if spec.kind == InputKind.USER_INPUT:
                 new = graph.placeholder("image")
-                new.meta = _meta(node) | {
-                    "values": without_data(*node.meta["val"].shape[1:], dtype=torch.float32)
-                }
+                values = without_data(*node.meta["val"].shape[1:], dtype=torch.float32)
+                record(new, replace(_facts(node), values=values))
             else:
                 # Its node keeps torch.export's name, p_...: a parameter may be called "image" or "target".
                 new = constants.get(spec.target) or graph.create_node(
                     "get_attr", place(module, spec.target, _data(exported, spec.target)), name=node.name
                 )
-                new.meta = _meta(node) | {"values": (parameter(module, new).to("meta"),) * len(BATCHES)}
+                values = (parameter(module, new).to("meta"),) * len(BATCHES)
+                record(new, replace(_facts(node), values=values))
                 constants[spec.target] = new
         elif node.op == "output":
             answer, *kept = node.args[0]
@@ -266,7 +268,7 @@ def _import_graph(exported: ExportedProgram, layer: str | None) -> fx.GraphModul
             continue
         else:
             new = graph.node_copy(node, lambda argument: copied[argument])
-            new.meta = _meta(node)
+            record(new, _facts(node))
             new = _propagate(module, new)
             _lay_out(node, new)
             if new.op == "call_function":
@@ -296,7 +298,7 @@ def _propagate(module: fx.GraphModule, node: fx.Node) -> fx.Node:
         Exception
     ) as error:  # whatever an op raises that needs the numbers of a tensor, and not only its shape
         if node.target is torch.ops.aten._assert_scalar.default:
-            where = node.meta.get("source", "source unknown")
+            where = facts(node).source
             raise UnsupportedError(
                 f"the network fixes the batch size ({where}: a condition that some numbers of pictures do not meet): "
                 "make it work for any batch, then compile again"
@@ -308,14 +310,14 @@ def _propagate(module: fx.GraphModule, node: fx.Node) -> fx.Node:
         if known is not None:
             with module.graph.inserting_before(node):
                 new = GraphBuilder(module).constant("folded", known)
-            new.meta |= {key: node.meta[key] for key in node.meta if key != "values"}
+            record(new, replace(facts(node), values=facts(new).values))
             module.graph.erase_node(node)
             return new
         several = at_batches(module, node)
         if several is not None:  # several results, which are read one by one
-            node.meta["values"] = tree_map_only(Tensor, lambda each: each.to("meta"), several)
+            learn(node, values=tree_map_only(Tensor, lambda each: each.to("meta"), several))
             return node
-        where = node.meta.get("source", "source unknown")
+        where = facts(node).source
         raise UnsupportedError(
             f"the sizes or numbers that {node.target} gives depend on the values of a tensor ({where}), "
             "which no fixed graph can do: write the network without it"
@@ -364,9 +366,8 @@ def _lay_out(exported: fx.Node, copied: fx.Node) -> None:
         exported.target == torch.ops.aten.scaled_dot_product_attention.default
         and exported.meta["val"].transpose(1, 2).is_contiguous()
     ):
-        copied.meta["values"] = tuple(
-            given.transpose(1, 2).contiguous().transpose(1, 2) for given in copied.meta["values"]
-        )
+        values = tuple(given.transpose(1, 2).contiguous().transpose(1, 2) for given in facts(copied).values)
+        learn(copied, values=values)
 
 
 def _check_sizes(exported: fx.Node, copied: fx.Node) -> None:
@@ -388,7 +389,7 @@ def _check_sizes(exported: fx.Node, copied: fx.Node) -> None:
 
 
 def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta["values"][0], Tensor)
+    return isinstance(facts(node).first, Tensor)
 
 
 def _data(exported: ExportedProgram, name: str) -> Tensor:
@@ -413,15 +414,16 @@ def _check_logits(answer: fx.Node) -> None:
         )
 
 
-def _meta(node: fx.Node) -> dict[str, Any]:
+def _facts(node: fx.Node) -> Facts:
+    """Where a node of torch.export's came from."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
-    meta: dict[str, Any] = {"path": stack[-1][0] if stack else "", "adjoint": False}
+    known = Facts(path=stack[-1][0] if stack else "")
     frames = _frames(node.meta.get("stack_trace") or "")
     own = [frame for frame in frames if "/torch/nn/" not in frame[0]] or frames
-    if own:
-        file, line, text = own[-1]
-        meta["source"] = f"{file}:{line}: {text.strip()}"
-    return meta
+    if not own:
+        return known
+    file, line, text = own[-1]
+    return replace(known, source=f"{file}:{line}: {text.strip()}")
 
 
 def _frames(trace: str) -> list[tuple[str, str, str]]:

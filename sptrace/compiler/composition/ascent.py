@@ -11,6 +11,7 @@ from torch import fx
 from sptrace.compiler.assemble import Assembled
 from sptrace.compiler.composition.composer import Composer, aten, number
 from sptrace.compiler.graph.builder import shape
+from sptrace.compiler.graph.facts import facts
 
 TINY = 1e-30
 """Keeps a division by the norm of an all-zero attribution finite."""
@@ -48,7 +49,7 @@ def _step(assembled: Assembled, settings: Mapping[str, Any]) -> fx.GraphModule:
     moved = composer.input_like_image("moved")
     chosen, answers = composer.input_like_chosen(), composer.inputs_like_answers()
     if settings["logits_out"]:
-        composer.input("logits_out", answers["logits"].meta["values"])
+        composer.input("logits_out", facts(answers["logits"]).values)
     image = composer.input_like_image("image")
     alpha = composer.input("alpha", number(torch.float32))
     arrived = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import fx, nn
 
 from sptrace.compiler.assemble import Assembled
 from sptrace.compiler.graph.builder import GraphBuilder, placeholder, static_shape
+from sptrace.compiler.graph.facts import facts, record
 from sptrace.compiler.graph.loop import Loop
+from sptrace.compiler.graph.results import give, results
 from sptrace.compiler.graph.sizes import BATCHES
 
 aten = torch.ops.aten
@@ -49,34 +51,33 @@ class Composer(GraphBuilder):
     def __init__(self, assembled: Assembled) -> None:
         super().__init__(fx.GraphModule(nn.Module(), fx.Graph()))
         self.pullback = assembled.module
-        output = next(node for node in self.pullback.graph.nodes if node.op == "output")
-        self._results: dict[str, fx.Node] = dict(zip(output.meta["names"], output.args[0], strict=True))
+        self._results = results(self.pullback.graph)
 
     def input(self, name: str, values: Values, default: float | None = None) -> fx.Node:
         """An input of the graph; with a default it may be left out."""
         node = self.graph.placeholder(
             name, default_value=inspect.Signature.empty if default is None else default
         )
-        node.meta = {**self._meta, "values": values}
+        record(node, replace(self._facts, values=values))
         return node
 
     def image_and_neuron(self) -> tuple[fx.Node, fx.Node]:
         """The two inputs that every program has: image, and target or direction."""
         image = self.input_like_image("image")
         # Its `target` is what it was called, its `name` may differ: a constant of the network can be called so too.
-        return image, self.input(str(self._neuron.target), self._neuron.meta["values"])
+        return image, self.input(str(self._neuron.target), facts(self._neuron).values)
 
     def input_like_image(self, name: str) -> fx.Node:
         """An input of the image's shape."""
-        return self.input(name, placeholder(self.pullback.graph, "image").meta["values"])
+        return self.input(name, facts(placeholder(self.pullback.graph, "image")).values)
 
     def input_like_chosen(self) -> fx.Node:
         """An input for what is explained: a target, or a direction."""
-        return self.input("chosen", self._neuron.meta["values"])
+        return self.input("chosen", facts(self._neuron).values)
 
     def inputs_like_answers(self) -> dict[str, fx.Node]:
         """An input for each of the `answers` of a pull."""
-        return {name: self.input(name, self._results[name].meta["values"]) for name in self._answers}
+        return {name: self.input(name, facts(self._results[name]).values) for name in self._answers}
 
     def no_answers(self, image: fx.Node) -> list[fx.Node]:
         """Zeros in the shapes of the answers: what a loop carries before its first round."""
@@ -95,7 +96,7 @@ class Composer(GraphBuilder):
         """The pullback's constant of this path."""
         self._share(path)
         node = self.graph.get_attr(path)
-        node.meta = {**self._meta, "values": self.constant_values(path)}
+        record(node, replace(self._facts, values=self.constant_values(path)))
         return node
 
     def constant_values(self, path: str) -> Values:
@@ -121,13 +122,13 @@ class Composer(GraphBuilder):
                 if node.op == "get_attr":
                     self._share(str(node.target))
                 copied[node] = self.graph.node_copy(node, lambda argument: copied[argument])
-                copied[node].meta = dict(node.meta)
-        results = {name: copied[node] for name, node in self._results.items()}
+                record(copied[node], facts(node))
+        given_back = {name: copied[node] for name, node in self._results.items()}
         return Pulled(
-            results["attribution"],
-            results["chosen"],
-            {name: results[name] for name in self._answers},
-            {name: results[name] for name in ("features", "cotangent") if name in results},
+            given_back["attribution"],
+            given_back["chosen"],
+            {name: given_back[name] for name in self._answers},
+            {name: given_back[name] for name in ("features", "cotangent") if name in given_back},
         )
 
     @property
@@ -148,10 +149,10 @@ class Composer(GraphBuilder):
         name = f"loop_{sum(isinstance(child, Loop) for child in self.module.children())}"
         self.module.register_module(name, Loop(body, len(carried)))
         node = self.graph.call_module(name, (rounds, *carried, *fixed))
-        node.meta = {
-            **self._meta,
-            "values": tuple(zip(*(state.meta["values"] for state in carried), strict=True)),
-        }
+        record(
+            node,
+            replace(self._facts, values=tuple(zip(*(facts(state).values for state in carried), strict=True))),
+        )
         return [self.call(operator.getitem, node, index) for index in range(len(carried))]
 
     def rounds(
@@ -175,10 +176,9 @@ class Composer(GraphBuilder):
         total, _, *answers = self.loop(body, count, state, fixed)
         return total, dict(zip(nothing, answers, strict=True))
 
-    def outputs(self, **results: fx.Node) -> fx.GraphModule:
+    def outputs(self, **named: fx.Node) -> fx.GraphModule:
         """Close the graph. Its output is a tuple; the names are kept for the file."""
-        output = self.graph.output(tuple(results.values()))
-        output.meta = {"names": tuple(results)}
+        give(self.graph, named)
         self.graph.eliminate_dead_code()
         self.graph.lint()
         self.module.recompile()

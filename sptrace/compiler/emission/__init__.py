@@ -22,6 +22,7 @@ from sptrace.compiler.emission import (
 )
 from sptrace.compiler.emission.builder import EMITTERS, IR_VERSION
 from sptrace.compiler.emission.walk import write
+from sptrace.compiler.graph.results import results
 from sptrace.version import __version__
 
 
@@ -35,8 +36,7 @@ def emit(module: fx.GraphModule, name: str) -> ir.Model:
     Raises:
         UnsupportedError: the graph contains an op that has no emitter.
     """
-    output = next(node for node in module.graph.nodes if node.op == "output")
-    graph = write(module, name, output.meta["names"])
+    graph = write(module, name, list(results(module.graph)))
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="sptrace", producer_version=__version__)
     saving.check(model)
     return model

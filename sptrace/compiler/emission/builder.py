@@ -11,7 +11,8 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from sptrace.compiler.graph.builder import Target, is_batch, parameter, shape, value
+from sptrace.compiler.graph.builder import is_batch, parameter, shape, value
+from sptrace.compiler.graph.facts import Target, facts
 from sptrace.compiler.graph.sizes import BATCH, BatchSize, Size
 from sptrace.errors import UnsupportedError
 
@@ -221,7 +222,7 @@ class OnnxBuilder:
 
 def source(node: fx.Node) -> str:
     """The line of the network that a node came from, for messages."""
-    return str(node.meta.get("source", "source unknown"))
+    return str(facts(node).source)
 
 
 def _dtype(node: fx.Node) -> ir.DataType:
@@ -240,8 +241,8 @@ def _is_batched(node: fx.Node) -> bool:
 
 def _origin(node: fx.Node) -> str:
     """The module path that a node came from, "/pullback" after it for its adjoint."""
-    path = node.meta["path"] or "network"
-    return f"{path}/pullback" if node.meta["adjoint"] else path
+    path = facts(node).path or "network"
+    return f"{path}/pullback" if facts(node).adjoint else path
 
 
 def _onnx_shape(node: fx.Node) -> list[int | str | None]:

@@ -12,7 +12,8 @@ from torch import fx
 
 from sptrace.compiler.emission.builder import DTYPES, Input, OnnxBuilder, emits
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import Target, aten, value
+from sptrace.compiler.graph.builder import aten, value
+from sptrace.compiler.graph.facts import Target
 
 UNARY = {
     aten.exp.default: "Exp",

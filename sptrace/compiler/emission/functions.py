@@ -10,7 +10,8 @@ from torch import fx
 
 from sptrace.compiler.emission.builder import OnnxBuilder, emits
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import Target, aten, value
+from sptrace.compiler.graph.builder import aten, value
+from sptrace.compiler.graph.facts import Target
 
 UNARY: dict[Target, str] = {
     aten.tanh.default: "Tanh",

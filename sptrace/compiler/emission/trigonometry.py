@@ -8,7 +8,8 @@ import onnx_ir as ir
 from torch import fx
 
 from sptrace.compiler.emission.builder import OnnxBuilder, emits
-from sptrace.compiler.graph.builder import Target, aten, value
+from sptrace.compiler.graph.builder import aten, value
+from sptrace.compiler.graph.facts import Target
 
 NAMES: dict[Target, str] = {
     aten.sin.default: "Sin",

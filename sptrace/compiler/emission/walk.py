@@ -10,6 +10,7 @@ import onnx_ir as ir
 from torch import fx
 
 from sptrace.compiler.emission.builder import EMITTERS, OPSET, OnnxBuilder, source
+from sptrace.compiler.graph.facts import facts
 from sptrace.compiler.graph.loop import Loop
 from sptrace.errors import UnsupportedError
 
@@ -50,7 +51,7 @@ def _write_nodes(module: fx.GraphModule, builder: OnnxBuilder) -> Sequence[fx.No
             continue  # a state of a loop, bound with it
         elif node.target in EMITTERS:
             builder.emit(node, EMITTERS[node.target])
-        elif not isinstance(node.meta["values"][0], int | None):
+        elif not isinstance(facts(node).first, int | None):
             # Arithmetic on sizes is passed over: `OnnxBuilder.size` reads sizes off the shapes.
             raise UnsupportedError(
                 f"there is no ONNX emitter for {node.target} ({source(node)}): add one to sptrace.compiler.emission"

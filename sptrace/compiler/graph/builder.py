@@ -1,33 +1,22 @@
-"""Building torch.fx graphs of ATen ops in which every node knows the shape and dtype of its value.
-
-A node's ``meta`` holds:
-
-- ``values``: what the node gives for each of the two batch sizes of `BATCHES`: tensors without data (device
-  "meta"), numbers for size arithmetic, or tuples of these. `shape` reads the sizes off them;
-- ``path``: the module path that the node came from, for example "layer1.0.conv1";
-- ``adjoint``: True for nodes of the pullback;
-- ``source``: file, line and text of the network's own ``forward`` (torch.export records no deeper), for messages.
-"""
+"""Building torch.fx graphs of ATen ops in which every node knows the shape and dtype of its value (`graph.facts`)."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from sptrace.compiler.graph.facts import Facts, Target, facts, learn, record
 from sptrace.compiler.graph.sizes import BATCH, BATCHES, BatchSize, Size, literal, size_of
 from sptrace.errors import UnsupportedError
 
 aten = torch.ops.aten
-
-Target = Callable[..., Any]
-"""What a call_function node calls: an ATen overload or a gate of `graph.gates`."""
-
 
 PERMUTATIONS = {aten.permute.default, aten.transpose.int}
 
@@ -49,7 +38,7 @@ IN_ANOTHER_SHAPE: dict[Target, Target] = {
 
 def value(node: fx.Node) -> Tensor:
     """What the node gives for the first of `BATCHES`: rank and dtype without data."""
-    first = node.meta["values"][0]
+    first = facts(node).first
     assert isinstance(first, Tensor), f"{node} is no tensor but {first!r}"
     return first
 
@@ -58,7 +47,7 @@ def shape(node: fx.Node) -> list[Size]:
     """The shape of a node's tensor. Sizes compare as they should: N, k N and a number are never the same."""
     try:
         return [
-            size_of(sizes) for sizes in zip(*(tensor.shape for tensor in node.meta["values"]), strict=True)
+            size_of(sizes) for sizes in zip(*(tensor.shape for tensor in facts(node).values), strict=True)
         ]
     except UnsupportedError as error:
         raise UnsupportedError(complaint(node, str(error))) from None
@@ -71,7 +60,7 @@ def is_batch(node: fx.Node, dim: int) -> bool:
 
 def complaint(node: fx.Node, what: str) -> str:
     """The message for a node through which one picture's answer would depend on others."""
-    where = node.meta.get("source", "source unknown")
+    where = facts(node).source
     return f"{what} ({node.name!r}, {where}): let the network compute each picture by itself"
 
 
@@ -85,11 +74,11 @@ def propagate(node: fx.Node) -> None:
             kwargs = {**kwargs, "device": _META}
         with torch.no_grad():
             results.append(node.target(*args, **kwargs))  # type: ignore[operator]
-    node.meta["values"] = tuple(results)
+    learn(node, values=tuple(results))
 
 
 def _value_at(index: int, node: fx.Node) -> Any:
-    return node.meta["values"][index]
+    return facts(node).values[index]
 
 
 def without_data(*sizes: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -161,7 +150,7 @@ def depends_on(graph: fx.Graph, source: fx.Node) -> set[fx.Node]:
     """
     dependent = {source}
     for node in graph.nodes:
-        if _is_continuous(node.meta.get("values", (None,))[0]) and any(
+        if _is_continuous(facts(node).first) and any(
             argument in dependent for argument in node.all_input_nodes
         ):
             dependent.add(node)
@@ -183,7 +172,7 @@ def influenced_by(graph: fx.Graph, source: fx.Node) -> set[fx.Node]:
     """All nodes whose numbers depend on those of `source`: masks and places of maxima too, but no sizes."""
     influenced = {source}
     for node in graph.nodes:
-        first = node.meta.get("values", (None,))[0]
+        first = facts(node).first
         if not isinstance(first, Tensor | tuple | list) or node.target in SHAPED_ALIKE:
             continue
         if any(argument in influenced for argument in node.all_input_nodes):
@@ -222,20 +211,17 @@ class GraphBuilder:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self.graph = module.graph
-        self._meta: dict[str, Any] = {"path": "", "adjoint": False}
+        self._facts = Facts()
 
     @contextmanager
     def origin(self, node: fx.Node, *, adjoint: bool) -> Iterator[None]:
         """Within this context new nodes are recorded as coming from where `node` came from."""
-        previous = self._meta
-        kept: dict[str, Any] = {
-            key: node.meta[key] for key in ("path", "source", "written_for") if key in node.meta
-        }
-        self._meta = {**kept, "adjoint": adjoint}
+        previous = self._facts
+        self._facts = replace(facts(node), values=(), adjoint=adjoint, is_filled=False)
         try:
             yield
         finally:
-            self._meta = previous
+            self._facts = previous
 
     @contextmanager
     def replacing(self, node: fx.Node) -> Iterator[None]:
@@ -243,21 +229,22 @@ class GraphBuilder:
 
         Their `written_for` is the op that the network called.
         """
-        with self.graph.inserting_before(node), self.origin(node, adjoint=node.meta.get("adjoint", False)):
-            self._meta.setdefault("written_for", node.target)
+        with self.graph.inserting_before(node), self.origin(node, adjoint=facts(node).adjoint):
+            if self._facts.written_for is None:
+                self._facts = replace(self._facts, written_for=node.target)  # type: ignore[arg-type]
             yield
 
     def call(self, target: Target, *args: Any, **kwargs: Any) -> fx.Node:
         """Append a call; arguments are nodes, numbers, or lists of them."""
         node = self.graph.call_function(target, args, kwargs)
-        node.meta = dict(self._meta)
+        record(node, self._facts)
         propagate(node)
         return node
 
     def constant(self, preferred: str, data: Tensor) -> fx.Node:
         """A constant stored in the module under the path `preferred` (or a path like it that is free)."""
         node = self.graph.get_attr(place(self.module, preferred, data))
-        node.meta = {**self._meta, "values": (data.to("meta"),) * len(BATCHES)}
+        record(node, replace(self._facts, values=(data.to("meta"),) * len(BATCHES)))
         return node
 
     def replace_constant(self, old: fx.Node, preferred: str, data: Tensor) -> fx.Node:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from sptrace.compiler.graph.builder import parameter
+from sptrace.compiler.graph.facts import facts
 from sptrace.compiler.graph.sizes import BATCHES
 
 
@@ -36,7 +37,7 @@ def at_batches(module: fx.GraphModule, node: fx.Node) -> tuple[Any, ...] | None:
 
 
 def _is_number(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("values", (None,))[0], int | float | bool)
+    return isinstance(facts(node).first, int | float | bool)
 
 
 def _is_computable(node: fx.Node) -> bool:
@@ -52,7 +53,7 @@ def _is_computable(node: fx.Node) -> bool:
 
 def _values(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, tuple[Any, ...]]) -> tuple[Any, ...]:
     if _is_number(node):
-        return tuple(node.meta["values"])
+        return tuple(facts(node).values)
     if node.op == "get_attr":
         return (parameter(module, node),) * len(BATCHES)
     results = []
@@ -65,7 +66,7 @@ def _values(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, tuple[An
 
 
 def _pick(index: int, known: dict[fx.Node, tuple[Any, ...]], node: fx.Node) -> Any:
-    return node.meta["values"][index] if _is_number(node) else known[node][index]
+    return facts(node).values[index] if _is_number(node) else known[node][index]
 
 
 def constant(module: fx.GraphModule, node: fx.Node) -> Tensor | None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, shape, value
+from sptrace.compiler.graph.builder import GraphBuilder, shape, value
+from sptrace.compiler.graph.facts import Target
 from sptrace.compiler.graph.sizes import BatchSize
 
 aten = torch.ops.aten

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from sptrace.compiler.graph.builder import value
+from sptrace.compiler.graph.facts import facts
 
 aten = torch.ops.aten
 
@@ -187,7 +188,7 @@ def _joined(node: fx.Node, states: Mapping[fx.Node, Any]) -> State:
 
 def _moved(node: fx.Node, state: State) -> Any:
     """Coordinates after an op that only moves numbers about: it is run on them."""
-    args, kwargs = fx.node.map_arg((node.args[1:], node.kwargs), lambda item: item.meta["values"][0])
+    args, kwargs = fx.node.map_arg((node.args[1:], node.kwargs), lambda item: facts(item).first)
     sizes = _sizes(node.args[0])
     results: Any = None
     for key, (dim, line) in state.items():
@@ -212,6 +213,6 @@ def _varying(key: int | str, moved: Tensor) -> State:
 
 def _sizes(node: Any) -> list[int]:
     """Sizes of what a node gives for the first batch: of several the first's; none if that is no tensor."""
-    first = node.meta["values"][0]
+    first = facts(node).first
     first = first[0] if isinstance(first, tuple | list) and first else first
     return list(first.shape) if isinstance(first, Tensor) else []

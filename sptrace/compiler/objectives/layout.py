@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from sptrace.compiler.graph.builder import GraphBuilder, depends_on, placeholder, value
+from sptrace.compiler.graph.facts import facts
 from sptrace.compiler.objectives.coordinates import (
     CHANNEL_NORMS,
     CONVOLUTIONS,
@@ -155,7 +156,7 @@ def places(given: Tensor, how: Layout) -> Tensor:
 
 def _kept(module: fx.GraphModule) -> fx.Node:
     """The layer's output."""
-    output: Any = next(node for node in module.graph.nodes if node.op == "output")
+    output: Any = module.graph.output_node()
     kept: fx.Node = output.args[0][1]
     return kept
 
@@ -230,7 +231,7 @@ def _makers(kept: fx.Node, varying: set[fx.Node]) -> list[tuple[fx.Node, int]]:
     while pending:
         node = pending.pop()
         axes = _axes(node, varying)
-        if axes is not None and isinstance(node.meta["values"][0], Tensor):
+        if axes is not None and isinstance(facts(node).first, Tensor):
             makers.append((node, axes[2]))
             continue
         for argument in node.all_input_nodes:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from sptrace.artifact.description import Preprocessing
 from sptrace.artifact.links import Outputs, check_link, is_pair
 from sptrace.compiler.graph.builder import static_shape
+from sptrace.compiler.graph.facts import facts
 from sptrace.errors import SptraceError, SptraceWarning
 from sptrace.passes.take_off_link import answer, find_link, is_squeezed, made_of, take_off_link
 
@@ -91,7 +92,7 @@ KEPT = {"softmax": "identity", "sigmoid": "identity", "log_softmax": "softmax", 
 def _guessed(captured: fx.GraphModule, count: int, pictures: Tensor) -> str:
     made = made_of(captured)
     if made:
-        where = made[-1].meta.get("source", "source unknown")
+        where = facts(made[-1]).source
         warnings.warn(
             f"the outputs are computed of probabilities ({where}), and explained as they are: where the network is "
             "sure these hardly change, and float32 keeps few digits of how; let it return its logits, or end in the "

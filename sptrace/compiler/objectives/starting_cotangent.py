@@ -10,6 +10,7 @@ from torch import fx
 from sptrace.artifact.links import Outputs
 from sptrace.artifact.neuron import Neuron
 from sptrace.compiler.graph.builder import GraphBuilder, placeholder, shape, static_shape, without_data
+from sptrace.compiler.graph.facts import Facts, record
 from sptrace.compiler.objectives.layout import Layout
 from sptrace.errors import SptraceError
 
@@ -68,7 +69,7 @@ def choose(
     with graph.inserting_after(image):
         given = graph.placeholder("direction" if neuron.direction else "target")
     sizes, dtype = ([units], torch.float32) if neuron.direction else ([], torch.int64)
-    given.meta = {"values": without_data(*sizes, dtype=dtype), "path": "", "adjoint": True}
+    record(given, Facts(without_data(*sizes, dtype=dtype), adjoint=True))
     with builder.origin(given, adjoint=True):
         if neuron.direction:
             return given, _everywhere(builder, given, explained, neuron, how)

@@ -22,7 +22,8 @@ from typing import Any
 
 from torch import fx
 
-from sptrace.compiler.graph.builder import GraphBuilder, Target, aten, shape
+from sptrace.compiler.graph.builder import GraphBuilder, aten, shape
+from sptrace.compiler.graph.facts import Target
 from sptrace.compiler.graph.sizes import BatchSize
 from sptrace.errors import UnsupportedError
 

@@ -9,6 +9,7 @@ from typing import cast
 from torch import fx
 
 from sptrace.compiler.graph.builder import aten, depends_on, shape, value
+from sptrace.compiler.graph.facts import facts
 from sptrace.compiler.graph.sizes import BatchSize
 from sptrace.compiler.pullback.missing import why_missing
 from sptrace.compiler.pullback.table import TABLE, Cotangents, Pull, Rule
@@ -134,8 +135,8 @@ def _name(node: fx.Node) -> str:
 
 
 def _complaint(node: fx.Node, what: str) -> str:
-    where = node.meta.get("path") or "the network's top level"
-    source = node.meta.get("source", "source unknown")
+    where = facts(node).path or "the network's top level"
+    source = facts(node).source
     return (
         f"{what} (module {where}, {source}): replace the op in the network, "
         "or add a rule to sptrace.compiler.pullback"

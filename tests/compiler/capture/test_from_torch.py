@@ -13,6 +13,7 @@ from torch.export import Dim
 
 from sptrace.compiler.capture.from_torch import capture, check
 from sptrace.compiler.graph.builder import is_batch, parameter, shape, value
+from sptrace.compiler.graph.facts import facts
 from sptrace.compiler.graph.sizes import BATCH
 from sptrace.errors import SptraceError, UnsupportedError
 
@@ -43,7 +44,7 @@ def test_values_are_those_of_the_network() -> None:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_batch_is_free_whatever_the_example_has(count: int) -> None:
     module = capture(classifier(), images(count))
-    tensors = [node for node in module.graph.nodes if "values" in node.meta and node.op != "get_attr"]
+    tensors = [node for node in module.graph.nodes if facts(node).values and node.op != "get_attr"]
     assert all(shape(node)[0] == BATCH for node in tensors)
     assert all(is_batch(node, 0) for node in tensors)
     assert_same_values(module, classifier())
@@ -51,15 +52,15 @@ def test_the_batch_is_free_whatever_the_example_has(count: int) -> None:
 
 def test_nodes_know_where_they_came_from() -> None:
     module = capture(classifier(), images(1))
-    paths = [node.meta["path"] for node in nodes(module, "aten.conv2d.default")]
+    paths = [facts(node).path for node in nodes(module, "aten.conv2d.default")]
     assert paths == ["stem.0", "block.0", "block.3"]
-    assert [node.meta["path"] for node in nodes(module, "aten.add.Tensor")] == [""]
+    assert [facts(node).path for node in nodes(module, "aten.add.Tensor")] == [""]
     [norm, _] = nodes(module, "aten.batch_norm.default")
-    assert norm.meta["path"] == "stem.1"
-    assert all(node.meta["adjoint"] is False for node in module.graph.nodes if "path" in node.meta)
+    assert facts(norm).path == "stem.1"
+    assert all(facts(node).adjoint is False for node in module.graph.nodes)
     for node in [*nodes(module, "aten.conv2d.default"), norm]:
-        assert "small_networks.py:" in node.meta["source"]
-        assert node.meta["source"].endswith("return self.body(self, image).flatten(1)")
+        assert "small_networks.py:" in facts(node).source
+        assert facts(node).source.endswith("return self.body(self, image).flatten(1)")
 
 
 def test_constants_keep_their_names() -> None:
@@ -112,7 +113,7 @@ def test_modules_that_share_a_parameter_share_the_constant() -> None:
 def test_a_module_called_twice() -> None:
     network = small(lambda self, x: self.conv(torch.relu(self.conv(x))), conv=nn.Conv2d(3, 3, 3))
     module = capture(network, images(1))
-    assert [node.meta["path"] for node in nodes(module, "aten.conv2d.default")] == ["conv", "conv"]
+    assert [facts(node).path for node in nodes(module, "aten.conv2d.default")] == ["conv", "conv"]
     assert_same_values(module, network)
 
 

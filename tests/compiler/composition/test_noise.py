@@ -12,6 +12,8 @@ from sptrace.compiler.composition.noise import normal
 from sptrace.compiler.emission import emit
 from sptrace.compiler.emission.saving import to_bytes
 from sptrace.compiler.graph.builder import GraphBuilder
+from sptrace.compiler.graph.facts import Facts, record
+from sptrace.compiler.graph.results import give
 from sptrace.compiler.graph.sizes import BATCHES
 from sptrace.compiler.reference.eager_programs import normal as normal_in_numpy
 
@@ -24,9 +26,8 @@ def program(seed: int) -> fx.GraphModule:
     builder = GraphBuilder(fx.GraphModule(nn.Module(), fx.Graph()))
     draw = builder.graph.placeholder("draw")
     number = torch.empty((), dtype=torch.int64, device="meta")
-    draw.meta = {"values": (number,) * len(BATCHES), "path": "", "adjoint": False}
-    output = builder.graph.output((normal(builder, draw, list(SHAPE), seed),))
-    output.meta = {"names": ("noise",)}
+    record(draw, Facts((number,) * len(BATCHES)))
+    give(builder.graph, {"noise": normal(builder, draw, list(SHAPE), seed)})
     builder.module.recompile()
     return builder.module
 

@@ -27,7 +27,9 @@ from sptrace.compiler.capture.from_torch import capture
 from sptrace.compiler.composition import compose
 from sptrace.compiler.emission import EMITTERS, emit
 from sptrace.compiler.graph import gates
-from sptrace.compiler.graph.builder import GraphBuilder, Target, without_data
+from sptrace.compiler.graph.builder import GraphBuilder, without_data
+from sptrace.compiler.graph.facts import Facts, facts, learn, record
+from sptrace.compiler.graph.results import give
 from sptrace.errors import UnsupportedError
 
 NEG: Target = torch.ops.aten.neg.default
@@ -209,7 +211,7 @@ def test_max_pool_has_the_windows_of_pytorch(size: tuple[int, int]) -> None:
     module = capture(op, image)
     passes.run(passes.PREPARE, module)
     output = next(node for node in module.graph.nodes if node.op == "output")
-    output.args, output.meta = (output.args,), {"names": ("logits",)}
+    give(module.graph, {"logits": output.args[0]})
     proto = ir.to_proto(emit(module, "pools"))
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     (logits,) = session.run(None, {"image": image.numpy()})
@@ -244,7 +246,7 @@ def test_an_argument_that_an_emitter_does_not_know_is_refused(monkeypatch: pytes
 def test_another_dtype_is_refused() -> None:
     module = compile_pullback(Op(torch.neg), numbers(2, 3, 4, 5))
     neg = next(node for node in module.graph.nodes if node.target == NEG)
-    neg.meta["values"] = tuple(tensor.double() for tensor in neg.meta["values"])
+    learn(neg, values=tuple(tensor.double() for tensor in facts(neg).values))
     assert re.fullmatch(
         r"'neg' \(.*\) is float64: use one of float32, float16, int64, int32, bool", refusal(module)
     )
@@ -256,15 +258,14 @@ def test_the_deviation_of_a_layer_norm(with_norm: bool) -> None:
     module = torch.fx.GraphModule(nn.Module(), torch.fx.Graph())
     builder = GraphBuilder(module)
     image = module.graph.placeholder("image")
-    image.meta = {"values": without_data(5, 8, dtype=torch.float32), "path": "", "adjoint": False}
+    record(image, Facts(without_data(5, 8, dtype=torch.float32)))
     results = {"deviation": builder.call(gates.inverse_deviation, image, [8], 1e-3)}
     if with_norm:
         with module.graph.inserting_after(image):
             norm = builder.call(gates.layer_norm, image, [8], None, None, 1e-3, rule="frozen", tau=None)
             builder.call(gates.layer_norm, image, [5, 8], None, None, 1e-3, rule="frozen", tau=None)
         results["norm"] = norm
-    output = module.graph.output(tuple(results.values()))
-    output.meta = {"names": tuple(results)}
+    give(module.graph, results)
     model = ir.to_proto(emit(module, "norm"))
     kinds = Counter(node.op_type for node in model.graph.node)
     assert (kinds["ReduceMean"] == 0) == with_norm

@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 from sptrace import passes
 from sptrace.artifact.softening import Softening
 from sptrace.compiler.capture.from_torch import capture
-from sptrace.compiler.graph.builder import Target, placeholder
+from sptrace.compiler.graph.builder import placeholder
+from sptrace.compiler.graph.facts import Target, facts, record
 from sptrace.compiler.pullback import TABLE, pull_back
 from sptrace.compiler.pullback.table import Cotangents, Pull
 from sptrace.errors import UnsupportedError
@@ -128,7 +129,7 @@ def pull_back_in_place(module: fx.GraphModule, source: fx.Node, cotangent: Tenso
     with module.graph.inserting_before(output):
         module.register_buffer("cotangent", cotangent)
         direction = module.graph.get_attr("cotangent")
-        direction.meta = {**output.args[0].meta}
+        record(direction, facts(output.args[0]))
         output.args = (pull_back(module, output.args[0], direction, source),)
     module.recompile()
     return module

@@ -24,6 +24,7 @@ from sptrace.artifact import description
 from sptrace.artifact.description import Verification
 from sptrace.compiler import compile as compiler
 from sptrace.compiler.graph import gates
+from sptrace.compiler.graph.facts import facts
 from sptrace.compiler.pullback import TABLE
 from sptrace.compiler.verification import bounds
 from sptrace.errors import VerificationError
@@ -374,7 +375,7 @@ def test_a_wrong_rule_is_refused_whatever_the_example(
 
     def wrong(pull: Any, v: fx.Node, y: fx.Node, *arguments: Any, **gate: Any) -> Any:
         for argument, part in right(pull, v, y, *arguments, **gate):
-            yield argument, pull.times(part, factor if y.meta["path"] == "act" else 1)
+            yield argument, pull.times(part, factor if facts(y).path == "act" else 1)
 
     right = TABLE[gates.relu]
     monkeypatch.setitem(TABLE, gates.relu, wrong)
