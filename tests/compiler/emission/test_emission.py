@@ -28,7 +28,7 @@ from sptrace.compiler.composition import compose
 from sptrace.compiler.emission import EMITTERS, emit
 from sptrace.compiler.graph import gates
 from sptrace.compiler.graph.builder import GraphBuilder, without_data
-from sptrace.compiler.graph.facts import Facts, facts, learn, record
+from sptrace.compiler.graph.facts import Facts, Target, facts, learn, record
 from sptrace.compiler.graph.results import give
 from sptrace.errors import UnsupportedError
 

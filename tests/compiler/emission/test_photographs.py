@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from sptrace.artifact.colours import NEGATIVE, POSITIVE
 from sptrace.artifact.description import Preprocessing
 from sptrace.compiler.emission import saving
 from sptrace.compiler.emission.photographs import preparation, take_pictures
@@ -140,7 +141,7 @@ def test_the_overlay(height: int, width: int, resize: int | None) -> None:
     over = spread(over.T, width, columns, round((columns - 32) / 2)).T
     grey = 127.5 + pixels @ [0.299, 0.587, 0.114] / 2
     for channel in range(3):
-        colour = np.where(over > 0, picture.POSITIVE[channel], picture.NEGATIVE[channel])
+        colour = np.where(over > 0, POSITIVE[channel], NEGATIVE[channel])
         wanted = grey + np.abs(over) * (colour - grey)
         assert np.abs(overlay[0, :, :, channel] - wanted).max() <= 0.51
 
